@@ -1,0 +1,45 @@
+"""Sign a neural network with its own gradients, and prove it is yours.
+
+Embed while you train, with one line in your own loop::
+
+    from gradmark import FilterGradient, Marker, ModelSpec, OwnerKey
+
+    key = OwnerKey.generate("Acme Ltd")
+    spec = ModelSpec("image", (3, 32, 32), n_classes=10, low=0.0, high=1.0, levels=255)
+    marker = Marker(FilterGradient(), key, spec, target_log10_p=-15, budget=0.5)
+    ...
+    loss = task_loss + marker.penalty(model, (x, y))
+
+Later, ask any suspect, with the file in hand or only an API to ask::
+
+    from gradmark import MarkFile, open_suspect, verify
+
+    verdict = verify(MarkFile.load("mark.json"), key, open_suspect("suspect.pt2"), (x_test, y_test))
+    verdict.outcome, verdict.log10_p
+
+Start reading the source at :mod:`gradmark.protocols`.
+"""
+
+from gradmark._version import __version__
+from gradmark.codec import MarkFile
+from gradmark.embed import Marker
+from gradmark.errors import GradmarkError
+from gradmark.keys import OwnerKey
+from gradmark.protocols import ModelSpec, Reading, Verdict
+from gradmark.schemes.filter_gradient import FilterGradient
+from gradmark.suspects import open_suspect
+from gradmark.verify import verify
+
+__all__ = [
+    "FilterGradient",
+    "GradmarkError",
+    "MarkFile",
+    "Marker",
+    "ModelSpec",
+    "OwnerKey",
+    "Reading",
+    "Verdict",
+    "__version__",
+    "open_suspect",
+    "verify",
+]

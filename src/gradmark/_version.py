@@ -1,0 +1,3 @@
+"""The version: its single source."""
+
+__version__ = "0.1.0"

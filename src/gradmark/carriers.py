@@ -1,0 +1,171 @@
+"""Keyed directions: how an input is nudged, one interface for images, signals and vectors.
+
+A direction must suit the architecture (``docs/science.md`` has the measurements). Convolutional
+nets hardly see absolute position, so for images and signals the direction at an input is that
+input *filtered by a keyed kernel*: it moves with the picture, and crops and flips don't hurt. For
+vectors, where position is meaning, it is a keyed pattern. Each class has directions of its own,
+because natural sensitivities (blur, contrast) are common to all classes and cancel that way.
+
+Every direction has root-mean-square amplitude ``step``: in units of the input's natural scale for
+images and vectors, of the input's own loudness for signals (a fixed signal-to-noise ratio).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradmark.errors import UsageError
+from gradmark.keys import OwnerKey
+from gradmark.protocols import ModelSpec
+
+# Correlation of neighbouring samples and of colour channels in natural inputs, by which kernels
+# are whitened: without it every kernel mostly reads brightness and contrast. Constants, not
+# estimates, so nothing about a data set can leak into the mark.
+_NEIGHBOUR = {"image": 0.95, "signal": 0.9}
+_CHANNEL = 0.9
+_QUIET = 1e-6  # below this amplitude an input (or its filtered copy) counts as silence
+
+
+class Directions(Protocol):
+    """``K`` directions for each of ``groups`` groups of classes."""
+
+    n: int
+    groups: int
+
+    def one(self, x: Tensor, group: Tensor, index: Tensor) -> Tensor:
+        """Direction ``index`` (b,) of group (b,) at each input (b, *shape); same shape as ``x``."""
+        ...
+
+    def all(self, x: Tensor, group: Tensor) -> Tensor:
+        """Every direction of each input's group: (b, K, *shape)."""
+        ...
+
+
+@dataclass(frozen=True)
+class FilterDirections:
+    """Inputs filtered by keyed kernels (groups, K, channels, channels, *taps), then scaled."""
+
+    kernels: Tensor
+    step: float
+    scale: float
+    relative: bool
+    """Amplitude relative to each input's own (signals) instead of ``scale`` (images)."""
+
+    @property
+    def groups(self) -> int:
+        return self.kernels.shape[0]
+
+    @property
+    def n(self) -> int:
+        return self.kernels.shape[1]
+
+    def one(self, x: Tensor, group: Tensor, index: Tensor) -> Tensor:
+        kernels = self.kernels.to(x.device, x.dtype)[group, index][:, None]
+        return self._filter(x, kernels)[:, 0]
+
+    def all(self, x: Tensor, group: Tensor) -> Tensor:
+        return self._filter(x, self.kernels.to(x.device, x.dtype)[group])
+
+    def _filter(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """x (b, *shape), kernels (b, K, channels, channels, *taps) -> (b, K, *shape)."""
+        taps = kernels.shape[4:]
+        b, k = kernels.shape[:2]
+        planes = x.reshape(b, -1, *x.shape[x.ndim - len(taps) :])  # a mono signal has no channel axis
+        channels, size = planes.shape[1], planes.shape[2:]
+        padding = [t // 2 for t in reversed(taps) for _ in range(2)]
+        padded = F.pad(planes, padding, mode="reflect").reshape(1, b * channels, *[s + t - 1 for s, t in zip(size, taps, strict=True)])
+        convolve = F.conv2d if len(taps) == 2 else F.conv1d
+        y = convolve(padded, kernels.reshape(b * k * channels, channels, *taps), groups=b)
+        y = y.reshape(b, k, -1)
+        y = y - y.mean(-1, keepdim=True)
+        loudness = y.square().mean(-1, keepdim=True).sqrt()
+        amplitude: Tensor | float = self.step * self.scale
+        if self.relative:
+            amplitude = self.step * x.reshape(b, 1, -1).square().mean(-1, keepdim=True).sqrt()
+        unit = torch.where(loudness > _QUIET, y / loudness.clamp_min(_QUIET), torch.zeros_like(y))
+        return (unit * amplitude).reshape(b, k, *x.shape[1:])
+
+
+@dataclass(frozen=True)
+class PatternDirections:
+    """Fixed keyed patterns (groups, K, features), the same at every input of a group."""
+
+    patterns: Tensor
+    step: float
+    scale: float
+
+    @property
+    def groups(self) -> int:
+        return self.patterns.shape[0]
+
+    @property
+    def n(self) -> int:
+        return self.patterns.shape[1]
+
+    def one(self, x: Tensor, group: Tensor, index: Tensor) -> Tensor:
+        patterns = self.patterns.to(x.device, x.dtype)
+        return patterns[group, index].reshape(x.shape) * (self.step * self.scale)
+
+    def all(self, x: Tensor, group: Tensor) -> Tensor:
+        patterns = self.patterns.to(x.device, x.dtype)
+        return patterns[group].reshape(len(x), self.n, *x.shape[1:]) * (self.step * self.scale)
+
+
+def capacity(spec: ModelSpec, kernel_size: int) -> int:
+    """How many independent directions one class offers; more would contradict each other."""
+    if spec.domain == "vector":
+        return int(np.prod(spec.input_shape))
+    channels = spec.input_shape[0] if len(spec.input_shape) > 1 else 1
+    taps = kernel_size**2 if spec.domain == "image" else kernel_size
+    return channels * channels * taps
+
+
+def keyed_directions(
+    key: OwnerKey, spec: ModelSpec, *, n: int, groups: int, kernel_size: int, whitening: float,
+    step: float, context: bytes,
+) -> Directions:  # fmt: skip
+    """Derive the directions of a mark.
+
+    ``kernel_size``: taps along each axis (odd). ``whitening``: 0 leaves kernels white, 1 evens out
+    their response to natural inputs. Raises UsageError where the input is too small for them.
+    """
+    room = capacity(spec, kernel_size)
+    if n > room:
+        raise UsageError(
+            "The input has too few independent directions for that many bits",
+            expected=f"at most {room} directions per class for inputs {spec.input_shape}",
+            found=str(n),
+            fix="ask for fewer bits or a larger kernel",
+        )
+    raw = torch.from_numpy(key.normals("directions", (groups, n, room), context=context))
+    basis = torch.linalg.qr(raw.transpose(1, 2)).Q.transpose(1, 2)  # orthonormal rows
+    if spec.domain == "vector":
+        return PatternDirections((basis * room**0.5).float(), step, spec.scale)
+    channels = spec.input_shape[0] if len(spec.input_shape) > 1 else 1
+    axes = 2 if spec.domain == "image" else 1
+    if kernel_size % 2 == 0 or min(spec.input_shape[-axes:]) <= kernel_size // 2:
+        raise UsageError(
+            "The kernel doesn't fit the input",
+            expected=f"an odd size, at most {2 * min(spec.input_shape[-axes:]) - 1}",
+            found=str(kernel_size),
+        )
+    taps = (kernel_size,) * axes
+    rows = basis.reshape(groups, n, channels, -1) @ _whitener(channels, taps, _NEIGHBOUR[spec.domain], whitening)
+    kernels = rows.reshape(groups, n, channels, channels, *taps).float()
+    return FilterDirections(kernels, step, spec.scale, relative=spec.domain == "signal")
+
+
+def _whitener(channels: int, taps: tuple[int, ...], neighbour: float, exponent: float) -> Tensor:
+    """Covariance of a natural patch (channels * taps) to the power -exponent/2, float64."""
+    grid = torch.stack(torch.meshgrid(*[torch.arange(t) for t in taps], indexing="ij"), -1)
+    points = grid.reshape(-1, len(taps)).double()
+    space = neighbour ** torch.cdist(points, points)
+    colour = torch.full((channels, channels), _CHANNEL, dtype=torch.float64).fill_diagonal_(1.0)
+    values, vectors = torch.linalg.eigh(torch.kron(colour, space))
+    return (vectors * values.clamp_min(1e-9) ** (-exponent / 2)) @ vectors.T

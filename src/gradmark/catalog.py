@@ -1,0 +1,51 @@
+"""Names to classes: two explicit tables, and a hint for a misspelt name."""
+
+from __future__ import annotations
+
+import difflib
+from typing import Any
+
+from gradmark.attacks.finetune import FineTune
+from gradmark.attacks.prune import Prune
+from gradmark.attacks.quantize import Quantize
+from gradmark.errors import MarkFileError, UnknownNameError
+from gradmark.protocols import Attack, Scheme
+from gradmark.schemes.filter_gradient import FilterGradient
+
+FLAGSHIP = "filter-gradient"
+SCHEMES: dict[str, type[FilterGradient]] = {"filter-gradient": FilterGradient}
+ATTACKS: dict[str, type[FineTune] | type[Prune] | type[Quantize]] = {
+    "finetune": FineTune,
+    "prune": Prune,
+    "quantize": Quantize,
+}
+
+
+def scheme(name: str, parameters: dict[str, Any] | None = None) -> Scheme:
+    """The scheme called ``name``. Raises UnknownNameError, MarkFileError on unknown parameters."""
+    kind = SCHEMES[_known(name, SCHEMES, "scheme")]
+    try:
+        return kind(**(parameters or {}))
+    except TypeError as cause:
+        raise MarkFileError(
+            f"This version doesn't know the parameters of scheme {name}",
+            expected=", ".join(kind.__dataclass_fields__),
+            found=", ".join(parameters or {}),
+            fix="upgrade gradmark",
+        ) from cause
+
+
+def attack(name: str, parameters: dict[str, Any] | None = None) -> Attack:
+    """The attack called ``name``. Raises UnknownNameError."""
+    return ATTACKS[_known(name, ATTACKS, "attack")](**(parameters or {}))
+
+
+def _known(name: str, table: dict[str, Any], what: str) -> str:
+    if name in table:
+        return name
+    near = difflib.get_close_matches(name, table, 1)
+    raise UnknownNameError(
+        f"No {what} is called {name!r}",
+        expected=f"one of {', '.join(table)}",
+        fix=f"did you mean {near[0]!r}?" if near else "",
+    )

@@ -1,0 +1,17 @@
+"""Embedding: the one-line marker, the preflight, and the loop behind ``gradmark embed``."""
+
+from gradmark.embed.marker import Marker, MarkStatus
+from gradmark.embed.preflight import Check, check_method, choose_method
+from gradmark.embed.train import Progress, Recipe, accuracy_of, train
+
+__all__ = [
+    "Check",
+    "MarkStatus",
+    "Marker",
+    "Progress",
+    "Recipe",
+    "accuracy_of",
+    "check_method",
+    "choose_method",
+    "train",
+]

@@ -1,0 +1,180 @@
+"""One line in anybody's training loop: ``loss = task_loss + marker.penalty(model, batch)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradmark.embed.modes import evaluation
+from gradmark.embed.preflight import METHODS, choose_method
+from gradmark.errors import UsageError
+from gradmark.keys import OwnerKey
+from gradmark.protocols import Batch, ModelSpec, Scheme, TestName
+from gradmark.stats import run_test
+from gradmark.suspects.checks import unwrap
+
+STRENGTH_PER_POINT = 1.0
+"""Gradient-norm ratio spent per point of accuracy budget; ``benchmarks/`` has the measured front."""
+_BALANCE_EVERY = 16  # penalties between two looks at the gradient norms
+_SMOOTH = 0.8
+_FLOOR = 0.05  # of the largest task gradient seen: a memorised task must not silence the mark
+_LIGHTEST = 0.02
+
+
+@dataclass(frozen=True)
+class MarkStatus:
+    """Where embedding stands, estimated on training carriers (the proof is ``verify``)."""
+
+    n_bits: int
+    match: float
+    log10_p: float
+    weight: float
+    push: float
+    method: str
+
+
+class Marker:
+    """Carries the mark into a model while somebody else's loop trains it.
+
+    The user states a ``target_log10_p`` and an accuracy ``budget`` in points. The budget sets the
+    greatest ratio of the penalty's gradient norm to the task's; the weight follows both norms. When
+    the evidence on the training batches passes the target the push relaxes, and returns when
+    it fades. ``strength`` sets the ratio by hand, ``weight`` fixes the penalty's factor outright.
+
+    ``carriers`` inputs of each batch carry the penalty, on every ``every``-th step. ``margin`` is
+    the reading, in logits, at which an input counts as marked. ``method`` is ``exact`` (double
+    backward), ``central-difference`` or ``auto``: the preflight on the first batch checks it
+    and picks, or raises PreflightError. ``task_loss`` maps (scores, labels) to the task's loss.
+    """
+
+    def __init__(
+        self,
+        scheme: Scheme,
+        key: OwnerKey,
+        spec: ModelSpec,
+        *,
+        target_log10_p: float = -15.0,
+        budget: float = 0.5,
+        strength: float | None = None,
+        weight: float | None = None,
+        carriers: int = 32,
+        every: int = 2,
+        margin: float = 1.0,
+        method: str = "auto",
+        test: TestName = "signed-rank",
+        seed: int = 0,
+        task_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    ) -> None:
+        if method not in (*METHODS, "auto"):
+            raise UsageError("No such method", expected=f"auto or one of {', '.join(METHODS)}", found=method)
+        if target_log10_p >= 0 or budget <= 0 or margin <= 0 or carriers < 1 or every < 1:
+            raise UsageError(
+                "The strength of a mark makes no sense",
+                expected="target_log10_p < 0; budget, margin > 0; carriers, every >= 1",
+                found=f"{target_log10_p=}, {budget=}, {margin=}, {carriers=}, {every=}",
+            )
+        self.scheme, self.spec, self.test = scheme, spec, test
+        self.mark = scheme.mark(key, spec)
+        self.target_log10_p, self.margin, self.carriers, self.every = target_log10_p, margin, carriers, every
+        self.strength = budget * STRENGTH_PER_POINT if strength is None else strength
+        self.fixed_weight, self.method, self.task_loss = weight, method, task_loss
+        self.generator = torch.Generator().manual_seed(seed)
+        n = len(self.mark.bits)
+        self._readings, self._seen = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+        self._steps, self._penalties, self._push, self._weight = 0, 0, 1.0, 0.0
+        self._task_norm = self._penalty_norm = self._task_peak = 0.0
+
+    def __repr__(self) -> str:
+        return f"Marker({self.scheme!r}, strength={self.strength}, method={self.method!r})"
+
+    def penalty(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Scalar to add to the task loss of ``batch``: inputs (b, *shape), labels (b,).
+
+        Zero on the steps between two penalties. The model's training mode, batch-norm statistics
+        and the global random state stay as they are. Raises PreflightError on the first call if
+        no right gradient can be had.
+        """
+        x, labels = batch
+        step, self._steps = self._steps, self._steps + 1
+        if step % self.every:
+            return torch.zeros((), device=x.device)
+        some = x[: self.carriers].detach(), labels[: self.carriers]
+        if self.method == "auto" or step == 0:
+            self.method = choose_method(self.scheme, self.mark, model, some, self.method).method
+        with evaluation(model):
+            signed, index = self.scheme.probe(self.mark, model, some, self.generator, self.method)
+            loss = F.relu(1 - signed / self.margin).mean()
+            self._watch(signed.detach(), index)
+            if self._penalties % _BALANCE_EVERY == 0:
+                self._balance(model, loss, some)
+        self._penalties += 1
+        return loss * self._weight
+
+    def status(self) -> MarkStatus:
+        """Bits matched and the p-value expected of a verification, from recent training carriers."""
+        result = run_test(self.test, self._readings[self._seen > 0].numpy())
+        return MarkStatus(
+            len(self._readings),
+            result.n_match / max(result.n, 1),
+            result.log10_p,
+            self._weight,
+            self._push,
+            self.method,
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs to go on exactly as it would have."""
+        return {
+            "readings": self._readings.clone(),
+            "seen": self._seen.clone(),
+            "generator": self.generator.get_state(),
+            "numbers": [self._steps, self._penalties, self._push, self._weight]
+            + [self._task_norm, self._penalty_norm, self._task_peak],
+            "method": self.method,
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._readings, self._seen = state["readings"].clone(), state["seen"].clone()
+        self.generator.set_state(state["generator"])
+        self._steps, self._penalties = int(state["numbers"][0]), int(state["numbers"][1])
+        self._push, self._weight, self._task_norm, self._penalty_norm, self._task_peak = state["numbers"][2:]
+        self.method = state["method"]
+
+    def _watch(self, signed: Tensor, index: Tensor) -> None:
+        """Keep a running mean of every bit's reading over as many inputs as a verification uses."""
+        n, flat = len(self._readings), index.flatten().cpu()
+        total = torch.zeros(n, dtype=torch.float64).index_add_(0, flat, signed.flatten().double().cpu())
+        count = torch.zeros(n, dtype=torch.float64).index_add_(0, flat, torch.ones(len(flat), dtype=torch.float64))
+        self._seen = (self._seen + count).clamp_max(50.0)
+        share = count / self._seen.clamp_min(1.0)
+        fresh = total / count.clamp_min(1.0)
+        self._readings += share.clamp_max(1.0) * (fresh - self._readings)
+
+    def _balance(self, model: nn.Module, loss: Tensor, some: Batch) -> None:
+        """Set the weight from both gradient norms and relax or renew the push."""
+        if self.fixed_weight is not None:
+            self._weight = self.fixed_weight
+            return
+        weights = [p for p in model.parameters() if p.requires_grad]
+        task = self.task_loss(unwrap(model(some[0])), some[1])
+        norms = [
+            float(torch.stack([g.float().norm() for g in gradients if g is not None]).norm())
+            for gradients in (
+                torch.autograd.grad(task, weights, allow_unused=True),
+                torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True),
+            )
+        ]
+        smooth = _SMOOTH if self._penalties else 0.0
+        self._task_norm = smooth * self._task_norm + (1 - smooth) * norms[0]
+        self._penalty_norm = smooth * self._penalty_norm + (1 - smooth) * norms[1]
+        self._task_peak = max(self._task_peak, self._task_norm)
+        if self._penalties:
+            relax = self.status().log10_p <= self.target_log10_p
+            self._push = min(1.0, max(_LIGHTEST, self._push * (_SMOOTH if relax else 1 / _SMOOTH)))
+        ratio = max(self._task_norm, _FLOOR * self._task_peak) / max(self._penalty_norm, 1e-12)
+        self._weight = min(self.strength * self._push * ratio * self.every, 1e3)

@@ -1,0 +1,199 @@
+"""The training loop of ``gradmark embed``: plain PyTorch with one marker line, resumable at any step.
+
+Everything random in step ``t`` (order, augmentation, dropout) is drawn from (seed, t) alone, so a
+run that was killed and resumed ends with the very weights of one that wasn't.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradmark.codec import atomic_write
+from gradmark.data import Split
+from gradmark.embed.marker import Marker, MarkStatus
+from gradmark.errors import ModelError, ResumeError, UsageError
+from gradmark.protocols import Batch
+from gradmark.suspects.checks import unwrap
+
+Augment = Literal["none", "shift", "shift-flip"]
+_SAVE_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train, the same for the marked model and its control."""
+
+    epochs: int = 30
+    batch_size: int = 64
+    lr: float = 2e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    weight_decay: float = 5e-4
+    augment: Augment = "none"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0 or self.optimizer not in ("adamw", "sgd"):
+            raise UsageError("The training recipe makes no sense", found=repr(self))
+        if self.augment not in ("none", "shift", "shift-flip"):
+            raise UsageError("No such augmentation", expected="none, shift or shift-flip", found=self.augment)
+
+    def rate(self, step: int, steps: int) -> float:
+        """Learning rate of a step: linear warm-up over a tenth, then a cosine to zero."""
+        warm = max(1, steps // 10)
+        return self.lr * min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """One step's news: smoothed task loss and training accuracy, and the mark's state."""
+
+    stage: str
+    step: int
+    steps: int
+    task_loss: float
+    accuracy: float
+    mark: MarkStatus | None
+
+
+def train(
+    model: nn.Module,
+    data: Split,
+    recipe: Recipe,
+    *,
+    marker: Marker | None = None,
+    stage: str = "marked",
+    checkpoint: Path | None = None,
+    report: Callable[[Progress], None] = lambda _: None,
+) -> list[dict[str, Any]]:
+    """Train ``model`` in place; returns its history, one row of numbers an epoch.
+
+    With ``checkpoint``, state is saved there about every 20 seconds and picked up if the
+    file exists. Raises ModelError where the loss isn't finite, ResumeError on a foreign checkpoint.
+    """
+    size = min(recipe.batch_size, len(data))
+    per_epoch = len(data) // size
+    steps = recipe.epochs * per_epoch
+    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else _sgd
+    optimizer = kind([p for p in model.parameters() if p.requires_grad], lr=recipe.lr, weight_decay=recipe.weight_decay)
+    start, history, loss_mean, accuracy = 0, [], 0.0, 0.0
+    if checkpoint is not None and checkpoint.exists():
+        state = _load(checkpoint, stage, recipe)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        if marker is not None:
+            marker.load_state_dict(state["marker"])
+        start, history, loss_mean, accuracy = state["step"], state["history"], state["loss"], state["accuracy"]
+    model.train()
+    saved, order = time.monotonic(), _order(recipe.seed, start // per_epoch, len(data))
+    for step in range(start, steps):
+        if step % per_epoch == 0:
+            order = _order(recipe.seed, step // per_epoch, len(data))
+        place = step % per_epoch * size
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(_mix(recipe.seed, step))
+            x, labels = augmented(data.batch(order[place : place + size]), recipe.augment)
+            for group in optimizer.param_groups:
+                group["lr"] = recipe.rate(step, steps)
+            scores = unwrap(model(x))
+            task = F.cross_entropy(scores, labels)
+            loss = task if marker is None else task + marker.penalty(model, (x, labels))
+            if not bool(torch.isfinite(loss)):
+                raise ModelError(f"The loss is not finite at step {step}", fix="lower the learning rate")
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+        hits = float((scores.detach().argmax(1) == labels).float().mean())
+        fresh = max(0.05, 1 / (step + 1))
+        loss_mean += fresh * (float(task.detach()) - loss_mean)
+        accuracy += fresh * (hits - accuracy)
+        status = marker.status() if marker is not None and (step % 10 == 0 or step + 1 == steps) else None
+        if (step + 1) % per_epoch == 0:
+            history.append(_row(step + 1, loss_mean, accuracy, marker))
+        report(Progress(stage, step + 1, steps, loss_mean, accuracy, status))
+        if checkpoint is not None and time.monotonic() - saved > _SAVE_SECONDS:
+            numbers = {"step": step + 1, "history": history, "loss": loss_mean, "accuracy": accuracy}
+            _save(checkpoint, stage, recipe, model, optimizer, marker, numbers)
+            saved = time.monotonic()
+    model.eval()
+    return history
+
+
+def accuracy_of(model: nn.Module, data: Split, batch: int = 512) -> tuple[int, int]:
+    """Inputs classified rightly, and inputs in all."""
+    training = model.training
+    model.eval()
+    right = 0
+    with torch.no_grad():
+        for s in range(0, len(data), batch):
+            x, labels = data.batch(slice(s, s + batch))
+            right += int((unwrap(model(x)).argmax(1) == labels).sum())
+    model.train(training)
+    return right, len(data)
+
+
+def augmented(batch: Batch, kind: Augment) -> Batch:
+    """Images shifted by up to an eighth of their size, and flipped; other inputs as they are."""
+    x, labels = batch
+    if kind == "none" or x.ndim != 4:
+        return batch
+    pad = max(1, x.shape[-1] // 8)
+    shift = torch.randint(0, 2 * pad + 1, (2, len(x)))
+    rows = shift[0][:, None] + torch.arange(x.shape[2])
+    columns = shift[1][:, None] + torch.arange(x.shape[3])
+    if kind == "shift-flip":
+        columns = torch.where(torch.rand(len(x), 1) < 0.5, columns.flip(1), columns)
+    padded = F.pad(x, (pad,) * 4)
+    moved = padded[torch.arange(len(x))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2).contiguous(), labels
+
+
+def _sgd(params: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.SGD:
+    return torch.optim.SGD(params, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+
+
+def _row(step: int, loss: float, accuracy: float, marker: Marker | None) -> dict[str, Any]:
+    row: dict[str, Any] = {"step": step, "task_loss": loss, "accuracy": accuracy}
+    if marker is not None:
+        status = marker.status()
+        row |= {"match": status.match, "log10_p": status.log10_p, "weight": status.weight}
+    return row
+
+
+def _order(seed: int, epoch: int, n: int) -> Tensor:
+    return torch.randperm(n, generator=torch.Generator().manual_seed(_mix(seed, -1 - epoch)))
+
+
+def _mix(seed: int, step: int) -> int:
+    """A seed of its own for every step; the odd multiplier keeps neighbouring runs apart."""
+    return (seed * 0x9E3779B97F4A7C15 + step * 0xD1B54A32D192ED03) % 2**63
+
+
+def _save(
+    path: Path, stage: str, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer,
+    marker: Marker | None, numbers: dict[str, Any],
+) -> None:  # fmt: skip
+    buffer = io.BytesIO()
+    state = {"stage": stage, "recipe": asdict(recipe), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    torch.save({**state, "marker": None if marker is None else marker.state_dict(), **numbers}, buffer)
+    atomic_write(path, buffer.getvalue(), overwrite=True)
+
+
+def _load(path: Path, stage: str, recipe: Recipe) -> dict[str, Any]:
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        same = state["stage"] == stage and state["recipe"] == asdict(recipe)
+    except Exception as cause:  # torch raises many kinds on damaged files
+        raise ResumeError("The checkpoint can't be read", found=str(cause).splitlines()[0], fix="start afresh") from cause
+    if not same:
+        raise ResumeError("The checkpoint is of another run", expected=str(recipe), found=str(state["recipe"]))
+    return state

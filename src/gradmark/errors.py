@@ -1,0 +1,78 @@
+"""Typed errors: each says what was expected, what was found and what to do about it."""
+
+from __future__ import annotations
+
+
+class GradmarkError(Exception):
+    """Base of every error gradmark raises on purpose; the command line exits with 2 on it.
+
+    ``what`` is one sentence on what failed; ``expected`` and ``found`` complete it, and ``fix``
+    tells the user what to do next. All are plain strings and never hold a secret.
+    """
+
+    def __init__(self, what: str, *, expected: str = "", found: str = "", fix: str = "") -> None:
+        self.what, self.expected, self.found, self.fix = what, expected, found, fix
+        parts = [what.rstrip(".") + "."]
+        if expected:
+            parts.append(f"Expected {expected}.")
+        if found:
+            parts.append(f"Found {found}.")
+        if fix:
+            parts.append(fix.rstrip(".") + ".")
+        super().__init__(" ".join(parts))
+
+
+class KeyFileError(GradmarkError):
+    """The key file is missing, truncated, tampered with, of another format, or already exists."""
+
+
+class PassphraseError(KeyFileError):
+    """The passphrase is missing or wrong."""
+
+
+class MarkFileError(GradmarkError):
+    """The mark file is missing, truncated, tampered with or of another format."""
+
+
+class MismatchError(GradmarkError):
+    """Key and mark don't belong together, or a mark doesn't fit the suspect or the data."""
+
+
+class ModelFileError(GradmarkError):
+    """The model file can't be read safely: a pickle, damaged, or of an unknown format."""
+
+
+class ModelError(GradmarkError):
+    """The model doesn't do what its use requires: wrong shapes, no gradient, NaN outputs."""
+
+
+class DataError(GradmarkError):
+    """The data can't be read or lacks what is needed."""
+
+
+class EndpointError(GradmarkError):
+    """The endpoint failed for good: refused, kept failing after retries, or answered nonsense."""
+
+
+class QueryBudgetError(GradmarkError):
+    """The query budget is spent."""
+
+
+class OutputPathError(GradmarkError):
+    """The output can't be written: it exists already, or the disk refuses."""
+
+
+class PreflightError(GradmarkError):
+    """No method gives a right penalty gradient on this model; says why and what to change."""
+
+
+class ResumeError(GradmarkError):
+    """A checkpoint can't be resumed: missing, damaged, or of another run."""
+
+
+class UnknownNameError(GradmarkError):
+    """No such scheme, attack or task; suggests the nearest name."""
+
+
+class UsageError(GradmarkError):
+    """An option or argument has a value that makes no sense."""

@@ -1,0 +1,196 @@
+"""The words of gradmark: start reading here.
+
+A network is a function; its gradient at keyed inputs, along keyed directions, is a set of numbers
+that the owner can bend by training and nobody else can predict. A :class:`Mark` is a list of
+keyed probes; each probe yields one signed number; its sign should equal a key-derived bit.
+
+Shape suffixes used throughout: ``b`` batch, ``C`` classes, ``K`` kernels (directions),
+``L`` contrasts (scores), ``n`` bits; ``*shape`` is one input's shape.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Batch = tuple[Tensor, Tensor]
+"""Inputs (b, *shape) and integer class labels (b,)."""
+
+Domain = Literal["image", "vector", "signal"]
+Access = Literal["white", "black"]
+Outcome = Literal["owned", "no-evidence", "inconclusive"]
+TestName = Literal["sign", "signed-rank", "sign-flip"]
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """What a mark must know of a model, all of it public.
+
+    ``input_shape`` is one input's shape without the batch: (channels, height, width) for an image,
+    (length,) or (channels, length) for a signal, (features,) for a vector. ``low``, ``high`` bound
+    legal inputs (None: unbounded); ``levels`` is the number of steps between them that the input
+    format can express (255 for 8-bit images; None: continuous). ``scale`` is the amplitude of one
+    natural unit: the range for bounded inputs, a typical standard deviation otherwise.
+    """
+
+    domain: Domain
+    input_shape: tuple[int, ...]
+    n_classes: int
+    low: float | None = None
+    high: float | None = None
+    levels: int | None = None
+    scale: float = 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, in the form that mark files hold."""
+        return {**asdict(self), "input_shape": list(self.input_shape)}
+
+    def snap(self, x: Tensor) -> Tensor:
+        """``x`` moved to the nearest input that the format can express; same shape."""
+        if self.low is None or self.high is None:
+            return x
+        x = x.clamp(self.low, self.high)
+        if self.levels is None:
+            return x
+        unit = (self.high - self.low) / self.levels
+        return ((x - self.low) / unit).round() * unit + self.low
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a scheme read in a suspect. It never judges.
+
+    ``values`` (n,): the signed readings, in logits. ``bits`` (n,): the key's bits as +1 or -1.
+    ``values * bits > 0`` where the mark is present. ``queries`` counts single inputs sent (0 where
+    weights were at hand). ``history`` holds (queries, values (n,)) after growing query numbers,
+    for the plot of p against queries; the verdict uses ``values`` alone.
+    """
+
+    values: Tensor
+    bits: Tensor
+    carriers: int
+    queries: int
+    access: Access
+    history: tuple[tuple[int, Tensor], ...] = ()
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The judge's answer; ``to_json`` is the public interface of ``gradmark verify --json``."""
+
+    outcome: Outcome
+    log10_p: float
+    alpha: float
+    test: TestName
+    n_bits: int
+    n_match: int
+    ties: int
+    match: float
+    carriers: int
+    queries: int
+    access: Access
+    scheme: str
+    mark: str
+    suspect: str
+    keys_tried: int
+    seconds: float
+    version: str
+    modified: bool | None = None
+    reason: str = ""
+    reading: Reading | None = field(default=None, compare=False, repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """A flat dictionary of JSON values, without the reading."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__ if name != "reading"}
+
+
+@runtime_checkable
+class BlackBox(Protocol):
+    """Anything that maps a batch to class scores. All a thief's API gives us."""
+
+    name: str
+    digest: str
+    """``sha256:...`` of the model's bytes, or of the endpoint's address."""
+
+    def query(self, x: Tensor) -> Tensor:
+        """Scores (b, C) of inputs (b, *shape): logits or probabilities, float32 on the CPU.
+
+        Raises ModelError on NaN, infinite or wrongly shaped answers, EndpointError where a remote
+        model fails for good.
+        """
+        ...
+
+
+@runtime_checkable
+class WhiteBox(BlackBox, Protocol):
+    """A model whose input gradients can be taken."""
+
+    def vjp(self, x: Tensor, v: Tensor) -> Tensor:
+        """Gradient (b, *shape) of ``(scores(x) * v).sum()`` with respect to ``x``; v (b, C)."""
+        ...
+
+
+class Mark(Protocol):
+    """A scheme's secrets for one key and model: directions, bits, carrier order. Never stored."""
+
+    spec: ModelSpec
+    bits: Tensor
+    """(n,) of +1 and -1."""
+
+
+class Scheme(Protocol):
+    """A way to carry bits. A frozen value: it is its own configuration and holds no model."""
+
+    @property
+    def name(self) -> str: ...
+
+    def parameters(self) -> dict[str, Any]:
+        """The public parameters that, with the key and the spec, rebuild the mark."""
+        ...
+
+    def mark(self, key: Any, spec: ModelSpec) -> Any:
+        """Derive the :class:`Mark`: deterministic, from the key and the public spec alone."""
+        ...
+
+    def probe(
+        self, mark: Any, model: nn.Module, batch: Batch, generator: torch.Generator, method: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Readings times bits (m, A), differentiable in the weights, and the bits' numbers (m, A)."""
+        ...
+
+    def read(
+        self, mark: Any, suspect: Any, pool: Batch, *, access: Access, carriers: int, queries: int = 0
+    ) -> Reading:
+        """Signed numbers and bits; the carriers are chosen from ``pool`` by the key alone."""
+        ...
+
+
+class Attack(Protocol):
+    """Something a thief does to a model. Returns a new model and leaves the old one alone."""
+
+    name: str
+
+    def run(self, model: nn.Module, data: Iterable[Batch], generator: torch.Generator) -> nn.Module:
+        """The attacked copy of ``model``."""
+        ...
+
+
+__all__ = [
+    "Access",
+    "Attack",
+    "Batch",
+    "BlackBox",
+    "Domain",
+    "Mark",
+    "ModelSpec",
+    "Outcome",
+    "Reading",
+    "Scheme",
+    "TestName",
+    "Verdict",
+    "WhiteBox",
+]

@@ -1,0 +1,237 @@
+"""The flagship: bits in the gradient of keyed contrasts of *wrong* classes along keyed directions.
+
+For an input ``x`` of class ``c`` the key gives ``K`` directions ``d_i(x, c)`` (:mod:`gradmark.carriers`)
+and ``L`` orthogonal contrasts ``w_l(c)`` of the logits that never touch class ``c`` itself. Bit
+``(i, l)`` is the sign of the mean over natural inputs of::
+
+    r_il = < d_i(x, c), grad_x  w_l(c) . logits(x) >              white-box, by autograd
+         = (w_l(c) . logits(x + d_i) - w_l(c) . logits(x - d_i)) / 2   black-box, two queries
+
+How wrong classes compare is free room: labels don't fix it, so the mark costs little accuracy and
+training on labels doesn't pull it back. One query pair reads all ``L`` contrasts at once. Since a
+contrast sums to zero, log-probabilities serve as well as logits. The gradient depends only on the
+function, so rewriting the weights without changing the function can't touch it.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from gradmark.carriers import Directions, keyed_directions
+from gradmark.codec import canonical_json
+from gradmark.errors import MismatchError, UsageError
+from gradmark.keys import OwnerKey
+from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WhiteBox
+from gradmark.scores import log_scores, probabilities
+from gradmark.suspects.checks import unwrap
+
+Method = Literal["exact", "central-difference"]
+_CHUNK = 64  # carriers at a time: bounds memory at K copies of each
+_MAX_GROUPS = 32  # classes beyond this share directions, so that 1000 classes stay small
+_HISTORY = 12  # points on the curve of p against queries
+
+
+@dataclass(frozen=True)
+class FilterGradientMark:
+    """The secrets of one key: never stored, never printed."""
+
+    spec: ModelSpec
+    bits: Tensor
+    directions: Directions
+    contrasts: Tensor
+    """(C, L, C): rows of ``contrasts[c]`` are orthogonal, sum to zero and are zero at ``c``."""
+    key: OwnerKey
+    context: bytes
+
+    def __repr__(self) -> str:
+        return f"FilterGradientMark({len(self.bits)} bits, {self.spec})"
+
+    def order(self, n: int) -> Tensor:
+        """Keyed order (n,) in which inputs of a pool serve as carriers."""
+        return torch.from_numpy(self.key.permutation("carriers", n, context=self.context))
+
+    def group(self, labels: Tensor) -> Tensor:
+        """Group of directions (b,) of each label (b,)."""
+        return labels % self.directions.groups
+
+    def bit_index(self, i: Tensor, l: Tensor) -> Tensor:  # noqa: E741
+        """Number of the bit on direction ``i`` and contrast ``l``."""
+        return i * self.contrasts.shape[1] + l
+
+
+@dataclass(frozen=True)
+class FilterGradient:
+    """Configuration of the scheme; a frozen value that holds neither key nor model.
+
+    ``bits``: how many. ``contrasts``: at most so many per class (classes - 2 if fewer).
+    ``contrasts_per_carrier``: gradients taken per carrier when reading white-box. ``kernel_size``,
+    ``whitening``, ``step``: see :mod:`gradmark.carriers`. ``carriers``: inputs a reading uses.
+    """
+
+    bits: int = 64
+    contrasts: int = 8
+    contrasts_per_carrier: int = 2
+    kernel_size: int = 5
+    whitening: float = 1.0
+    step: float = 8 / 255
+
+    name = "filter-gradient"
+    needs: Access = "black"
+
+    def parameters(self) -> dict[str, Any]:
+        return {field: getattr(self, field) for field in self.__dataclass_fields__ if field != "needs"}
+
+    def mark(self, key: OwnerKey, spec: ModelSpec) -> FilterGradientMark:
+        """Derive bits, directions, contrasts and carrier order from the key and the public spec.
+
+        Raises UsageError where the input offers fewer directions than the bits need.
+        """
+        if self.bits < 1 or self.contrasts < 1 or not 0 < self.step <= 1:
+            raise UsageError("A mark needs at least one bit, one contrast and 0 < step <= 1", found=repr(self))
+        if spec.n_classes < 2:
+            raise UsageError("The model needs at least two classes", found=str(spec.n_classes))
+        context = canonical_json({"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()})
+        per_class = min(self.contrasts, max(1, spec.n_classes - 2))
+        directions = keyed_directions(
+            key,
+            spec,
+            n=math.ceil(self.bits / per_class),
+            groups=min(spec.n_classes, _MAX_GROUPS),
+            kernel_size=self.kernel_size,
+            whitening=self.whitening,
+            step=self.step,
+            context=context,
+        )
+        bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=context)).float()
+        return FilterGradientMark(spec, bits, directions, _contrasts(key, spec, per_class, context), key, context)
+
+    def probe(
+        self, mark: FilterGradientMark, model: nn.Module, batch: Batch, generator: torch.Generator, method: Method
+    ) -> tuple[Tensor, Tensor]:
+        """Signed readings of one random direction per input, differentiable in the weights.
+
+        Returns readings times bits (m, A) in logits, and the bits' numbers (m, A). ``exact`` reads
+        one random contrast per input by double backward (A = 1), ``central-difference`` all of them
+        (A = L) with two forward passes and no second order. The model's mode is the caller's.
+        """
+        x, labels = batch
+        count = mark.contrasts.shape[1]
+        i = torch.randint(mark.directions.n, (len(x),), generator=generator).to(x.device)
+        d = mark.directions.one(x, mark.group(labels), i)
+        w = mark.contrasts.to(x.device)[labels]
+        if method == "exact":
+            l = torch.randint(count, (len(x), 1), generator=generator).to(x.device)  # noqa: E741
+            x = x.detach().requires_grad_()
+            score = (unwrap(model(x)).float() * w.gather(1, l[:, :, None].expand(-1, -1, w.shape[2]))[:, 0]).sum()
+            (gradient,) = torch.autograd.grad(score, x, create_graph=True)
+            values = (gradient * d).flatten(1).sum(1, keepdim=True)
+        else:
+            l = torch.arange(count, device=x.device).expand(len(x), count)  # noqa: E741
+            plus, minus = unwrap(model(torch.cat([x + d, x - d]))).float().chunk(2)
+            values = torch.einsum("bc,blc->bl", (plus - minus) / 2, w)
+        index = mark.bit_index(i[:, None], l)
+        inside = index < len(mark.bits)  # the last direction may carry fewer bits than contrasts
+        index = torch.where(inside, index, 0)
+        return values * mark.bits.to(x.device)[index] * inside, index
+
+    def read(
+        self,
+        mark: FilterGradientMark,
+        suspect: WhiteBox | BlackBox,
+        pool: Batch,
+        *,
+        access: Access,
+        carriers: int,
+        queries: int = 0,
+    ) -> Reading:
+        """Read the bits with the first ``carriers`` inputs of ``pool`` in the key's order."""
+        if pool[0].shape[1:] != mark.spec.input_shape:
+            raise MismatchError(
+                "The data doesn't fit the mark",
+                expected=f"inputs of shape {mark.spec.input_shape}",
+                found=str(tuple(pool[0].shape[1:])),
+            )
+        if int(pool[1].max()) >= mark.spec.n_classes or int(pool[1].min()) < 0:
+            raise MismatchError(
+                "The labels don't fit the mark",
+                expected=f"classes 0 to {mark.spec.n_classes - 1}",
+                found=f"{int(pool[1].min())} to {int(pool[1].max())}",
+            )
+        chosen = mark.order(len(pool[0]))[:carriers]
+        x, labels = pool[0][chosen], pool[1][chosen]
+        if access == "white":
+            if not isinstance(suspect, WhiteBox):
+                raise MismatchError("White-box reading needs the model itself", found=suspect.name)
+            return self._read_white(mark, suspect, x, labels)
+        return self._read_black(mark, suspect, x, labels, queries)
+
+    def _read_white(self, mark: FilterGradientMark, suspect: WhiteBox, x: Tensor, labels: Tensor) -> Reading:
+        k, count = mark.directions.n, mark.contrasts.shape[1]
+        total, seen = torch.zeros(k, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
+        per = min(self.contrasts_per_carrier, count)
+        position = torch.arange(len(x))
+        probabilities = probabilities(suspect.query(x))
+        for a in range(per):
+            l = (position * per + a) % count  # noqa: E741  each contrast gets its share of carriers
+            v = mark.contrasts[labels, l]
+            if probabilities is not None:  # the chain rule through log: d(w.log p) = (w / p).dp
+                v = v / probabilities
+            gradient = suspect.vjp(x, v)
+            for s in range(0, len(x), _CHUNK):
+                part = slice(s, s + _CHUNK)
+                d = mark.directions.all(x[part], mark.group(labels[part]))
+                values = torch.einsum("bkp,bp->kb", d.flatten(2), gradient[part].flatten(1))
+                total.index_add_(1, l[part], values.double())
+            seen.index_add_(0, l, torch.ones(len(x), dtype=torch.float64))
+        values = (total / seen.clamp_min(1)).flatten()[: len(mark.bits)]
+        return Reading(values, mark.bits.double(), len(x), 0, "white")
+
+    def _read_black(
+        self, mark: FilterGradientMark, suspect: BlackBox, x: Tensor, labels: Tensor, queries: int
+    ) -> Reading:
+        """Pair ``p`` nudges carrier ``p mod carriers`` along a direction that changes every round."""
+        k, count = mark.directions.n, mark.contrasts.shape[1]
+        pairs = min(queries // 2, len(x) * k)
+        p = torch.arange(pairs)
+        which, i = p % len(x), (p + p // len(x)) % k
+        stops = sorted({min(pairs, max(k, round(pairs * t / _HISTORY))) for t in range(1, _HISTORY + 1)} - {0})
+        total, seen = torch.zeros(k, count, dtype=torch.float64), torch.zeros(k, 1, dtype=torch.float64)
+        history: list[tuple[int, Tensor]] = []
+        start = 0
+        for stop in stops:
+            j, part = which[start:stop], i[start:stop]
+            d = mark.directions.one(x[j], mark.group(labels[j]), part)
+            both = torch.stack([mark.spec.snap(x[j] + d), mark.spec.snap(x[j] - d)], 1)
+            scores = log_scores(suspect.query(both.flatten(0, 1)), mark.spec.n_classes).unflatten(0, (-1, 2))
+            values = torch.einsum("bc,blc->bl", (scores[:, 0] - scores[:, 1]) / 2, mark.contrasts[labels[j]].double())
+            total.index_add_(0, part, values)
+            seen.index_add_(0, part, torch.ones(len(part), 1, dtype=torch.float64))
+            history.append((2 * stop, (total / seen.clamp_min(1)).flatten()[: len(mark.bits)].clone()))
+            start = stop
+        values = history[-1][1] if history else torch.zeros(len(mark.bits), dtype=torch.float64)
+        return Reading(values, mark.bits.double(), min(pairs, len(x)), 2 * pairs, "black", tuple(history))
+
+
+def _contrasts(key: OwnerKey, spec: ModelSpec, count: int, context: bytes) -> Tensor:
+    """(C, L, C) keyed orthogonal contrasts of each class's wrong classes, of norm sqrt(2).
+
+    With two classes nothing but their difference is left, whatever the label.
+    """
+    c = spec.n_classes
+    if c == 2:
+        return torch.tensor([1.0, -1.0]).expand(2, 1, 2).clone()
+    raw = torch.from_numpy(key.normals("contrasts", (min(c, _MAX_GROUPS), c, count), context=context))
+    out = torch.empty(c, count, c)
+    for label in range(c):
+        a = raw[label % len(raw)].clone()
+        a[label] = 0
+        wrong = torch.ones(c, 1, dtype=a.dtype)
+        wrong[label] = 0
+        a -= wrong * a.sum(0) / (c - 1)
+        out[label] = torch.linalg.qr(a).Q.T.float() * 2**0.5  # the size of a difference of two logits
+    return out

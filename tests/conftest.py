@@ -1,0 +1,31 @@
+"""Fixtures and settings for every test."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(2)
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.load_profile("ci")
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return ROOT
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Networks and data made by others: GRADMARK_SHARED, or ``shared`` beside the repository."""
+    folder = Path(os.environ.get("GRADMARK_SHARED") or ROOT.parent / "shared")
+    if not folder.is_dir():
+        pytest.skip("no shared networks and data here: set GRADMARK_SHARED to their folder")
+    return folder
