@@ -29,14 +29,18 @@ from gradmark.protocols import ModelSpec
 # estimates, so nothing about a data set can leak into the mark.
 _NEIGHBOUR = {"image": 0.95, "signal": 0.9}
 _CHANNEL = 0.9
+_SOFT = 0.5
 _QUIET = 1e-6  # below this amplitude an input (or its filtered copy) counts as silence
 
 
 class Directions(Protocol):
     """``K`` directions for each of ``groups`` groups of classes."""
 
-    n: int
-    groups: int
+    @property
+    def n(self) -> int: ...
+
+    @property
+    def groups(self) -> int: ...
 
     def one(self, x: Tensor, group: Tensor, index: Tensor) -> Tensor:
         """Direction ``index`` (b,) of group (b,) at each input (b, *shape); same shape as ``x``."""
@@ -79,11 +83,16 @@ class FilterDirections:
         planes = x.reshape(b, -1, *x.shape[x.ndim - len(taps) :])  # a mono signal has no channel axis
         channels, size = planes.shape[1], planes.shape[2:]
         padding = [t // 2 for t in reversed(taps) for _ in range(2)]
-        padded = F.pad(planes, padding, mode="reflect").reshape(1, b * channels, *[s + t - 1 for s, t in zip(size, taps, strict=True)])
+        padded = F.pad(planes, padding, mode="reflect").reshape(
+            1, b * channels, *[s + t - 1 for s, t in zip(size, taps, strict=True)]
+        )
         convolve = F.conv2d if len(taps) == 2 else F.conv1d
         y = convolve(padded, kernels.reshape(b * k * channels, channels, *taps), groups=b)
         y = y.reshape(b, k, -1)
         y = y - y.mean(-1, keepdim=True)
+        # Compressed, so that texture everywhere counts and not one strong edge: the black border of
+        # a padded crop otherwise holds nearly all the energy, and the mark is learnt on it alone.
+        y = y / (y.abs() + _SOFT * y.abs().mean(-1, keepdim=True)).clamp_min(_QUIET)
         loudness = y.square().mean(-1, keepdim=True).sqrt()
         amplitude: Tensor | float = self.step * self.scale
         if self.relative:
@@ -117,6 +126,12 @@ class PatternDirections:
         return patterns[group].reshape(len(x), self.n, *x.shape[1:]) * (self.step * self.scale)
 
 
+def orthonormal(columns: Tensor) -> Tensor:
+    """Gram-Schmidt of the columns (..., rows, n): unique, so every linear algebra library agrees."""
+    q, r = torch.linalg.qr(columns)
+    return q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+
+
 def capacity(spec: ModelSpec, kernel_size: int) -> int:
     """How many independent directions one class offers; more would contradict each other."""
     if spec.domain == "vector":
@@ -144,7 +159,7 @@ def keyed_directions(
             fix="ask for fewer bits or a larger kernel",
         )
     raw = torch.from_numpy(key.normals("directions", (groups, n, room), context=context))
-    basis = torch.linalg.qr(raw.transpose(1, 2)).Q.transpose(1, 2)  # orthonormal rows
+    basis = orthonormal(raw.transpose(1, 2)).transpose(1, 2)
     if spec.domain == "vector":
         return PatternDirections((basis * room**0.5).float(), step, spec.scale)
     channels = spec.input_shape[0] if len(spec.input_shape) > 1 else 1
@@ -156,7 +171,9 @@ def keyed_directions(
             found=str(kernel_size),
         )
     taps = (kernel_size,) * axes
-    rows = basis.reshape(groups, n, channels, -1) @ _whitener(channels, taps, _NEIGHBOUR[spec.domain], whitening)
+    rows = basis.reshape(groups, n, channels, -1) @ _whitener(
+        channels, taps, _NEIGHBOUR[spec.domain], whitening
+    )
     kernels = rows.reshape(groups, n, channels, channels, *taps).float()
     return FilterDirections(kernels, step, spec.scale, relative=spec.domain == "signal")
 
@@ -168,4 +185,5 @@ def _whitener(channels: int, taps: tuple[int, ...], neighbour: float, exponent: 
     space = neighbour ** torch.cdist(points, points)
     colour = torch.full((channels, channels), _CHANNEL, dtype=torch.float64).fill_diagonal_(1.0)
     values, vectors = torch.linalg.eigh(torch.kron(colour, space))
-    return (vectors * values.clamp_min(1e-9) ** (-exponent / 2)) @ vectors.T
+    whitener: Tensor = (vectors * values.clamp_min(1e-9) ** (-exponent / 2)) @ vectors.T
+    return whitener

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gradmark.errors import DataError
+from gradmark.errors import DataError, GradmarkError
+from gradmark.files import read_arrays
 from gradmark.protocols import Batch, Domain, ModelSpec
 from gradmark.suspects import load_factory
 
@@ -45,6 +45,13 @@ class Data:
     train: Split | None
     test: Split
     spec: ModelSpec
+
+    def to_train(self) -> Split:
+        """The training split. DataError where there is none."""
+        if self.train is None:
+            wanted = "x_train, y_train, x_test, y_test"
+            raise DataError("There are no inputs to train on", expected=wanted, found="x, y alone")
+        return self.train
 
 
 def to_float(x: Tensor) -> Tensor:
@@ -81,18 +88,21 @@ def _digits() -> Data:
         raise DataError("The digits need scikit-learn", fix="pip install 'gradmark[demo]'") from cause
     bunch = load_digits()
     x = (bunch.images / 16).astype(np.float32)
-    arrays = {"x_train": x[:1197], "y_train": bunch.target[:1197], "x_test": x[1197:], "y_test": bunch.target[1197:]}
+    arrays = {
+        "x_train": x[:1197],
+        "y_train": bunch.target[:1197],
+        "x_test": x[1197:],
+        "y_test": bunch.target[1197:],
+    }
     return _from_arrays(arrays, "digits", None)
 
 
 def _read_npz(path: Path) -> dict[str, Any]:
-    try:
-        with np.load(path, allow_pickle=False) as archive:
-            return {name: archive[name] for name in archive.files if name in _NAMES}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as cause:
-        raise DataError(f"{path.name} can't be read", expected="an .npz of plain arrays", found=str(cause), fix=_CONVERT) from cause
+    arrays = read_arrays(path, what=f"data file {path.name}", error=DataError)
+    return {name: array for name, array in arrays.items() if name in _NAMES}
 
 
+_LARGEST = 1e30  # a float32 holds no more than 3e38, and a network computes with it
 _NAMES = ("x_train", "y_train", "x_test", "y_test", "x", "y")
 
 
@@ -100,7 +110,9 @@ def _read_folder(path: Path) -> dict[str, Any]:
     try:
         import datasets
     except ImportError as cause:
-        raise DataError("A datasets folder needs Hugging Face datasets", fix="pip install datasets") from cause
+        raise DataError(
+            "A datasets folder needs Hugging Face datasets", fix="pip install datasets"
+        ) from cause
     try:
         loaded = datasets.load_from_disk(str(path))
         splits = loaded if isinstance(loaded, dict) else {"": loaded}
@@ -113,7 +125,9 @@ def _read_folder(path: Path) -> dict[str, Any]:
             arrays["x" + suffix] = np.stack([_row(v) for v in split[xs]])
             arrays["y" + suffix] = np.asarray(split[ys])
     except (FileNotFoundError, StopIteration, ValueError, TypeError) as cause:
-        raise DataError(f"{path.name} is no usable datasets folder", found=str(cause), expected="columns x and y") from cause
+        raise DataError(
+            f"{path.name} is no usable datasets folder", found=str(cause), expected="columns x and y"
+        ) from cause
     return arrays
 
 
@@ -122,39 +136,83 @@ def _row(value: Any) -> Any:
 
 
 def _from_factory(source: str, n_classes: int | None) -> Data:
-    pair = load_factory(source)()
+    factory = load_factory(source)
+    try:
+        pair = factory()
+    except GradmarkError:
+        raise
+    except Exception as cause:  # a user's function may fail in any way
+        raise DataError(
+            f"{source} fails without arguments", found=f"{type(cause).__name__}: {cause}"
+        ) from cause
     if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise DataError(f"{source} returned no pair of datasets", expected="(train, test)", found=type(pair).__name__)
+        raise DataError(
+            f"{source} returned no pair of datasets", expected="(train, test)", found=type(pair).__name__
+        )
     arrays = {}
     for name, dataset in zip(("train", "test"), pair, strict=True):
-        rows = [dataset[i] for i in range(len(dataset))]
-        arrays[f"x_{name}"] = np.stack([np.asarray(x) for x, _ in rows])
-        arrays[f"y_{name}"] = np.asarray([int(y) for _, y in rows])
+        try:
+            rows = [dataset[i] for i in range(len(dataset))]
+            arrays[f"x_{name}"] = np.stack([np.asarray(x) for x, _ in rows])
+            arrays[f"y_{name}"] = np.asarray([int(y) for _, y in rows])
+        except Exception as cause:  # a user's data set may fail in any way
+            raise DataError(
+                f"The {name} set of {source} can't be read",
+                expected="(input, integer label) pairs of one shape",
+                found=f"{type(cause).__name__}: {cause}",
+            ) from cause
     return _from_arrays(arrays, source, n_classes)
 
 
 def _from_arrays(arrays: dict[str, Any], source: str, n_classes: int | None) -> Data:
-    pairs = [(a, b) for a, b in (("x_train", "y_train"), ("x_test", "y_test"), ("x", "y")) if a in arrays and b in arrays]
+    pairs = [
+        (a, b)
+        for a, b in (("x_train", "y_train"), ("x_test", "y_test"), ("x", "y"))
+        if a in arrays and b in arrays
+    ]
     if not pairs:
-        raise DataError(f"{source} lacks its arrays", expected="x and y, or x_train, y_train, x_test, y_test", found=", ".join(arrays) or "none of them")
+        raise DataError(
+            f"{source} lacks its arrays",
+            expected="x and y, or x_train, y_train, x_test, y_test",
+            found=", ".join(arrays) or "none of them",
+        )
     for a, b in pairs:
         _check(arrays[a], arrays[b], f"{source}: {a}, {b}")
-    classes = n_classes or int(max(arrays[b].max() for _, b in pairs)) + 1
+    highest = int(max(arrays[b].max() for _, b in pairs))
+    classes = highest + 1 if n_classes is None else n_classes
+    if highest >= classes:
+        raise DataError(
+            f"{source}: labels beyond the model's classes", expected=f"0 to {classes - 1}", found=str(highest)
+        )
     a, b = pairs[0]
     spec = _infer_spec(arrays[a], max(classes, 2))
-    splits = [Split(_to_tensor(arrays[a], spec), torch.from_numpy(np.asarray(arrays[b]).astype(np.int64)), spec) for a, b in pairs]
+    splits = [
+        Split(_to_tensor(arrays[a], spec), torch.from_numpy(np.asarray(arrays[b]).astype(np.int64)), spec)
+        for a, b in pairs
+    ]
     for split in splits:
         if split.x.shape[1:] != spec.input_shape:
-            raise DataError(f"{source}: the splits differ", expected=f"inputs {spec.input_shape}", found=str(tuple(split.x.shape[1:])))
+            raise DataError(
+                f"{source}: the splits differ",
+                expected=f"inputs {spec.input_shape}",
+                found=str(tuple(split.x.shape[1:])),
+            )
     return Data(splits[0] if len(splits) > 1 else None, splits[-1], spec)
 
 
 def _check(x: Any, y: Any, what: str) -> None:
     if x.dtype.kind not in "uif" or y.dtype.kind not in "ui" or y.ndim != 1:
-        raise DataError(f"{what} have a wrong type", expected="numbers, and integer labels (n,)", found=f"{x.dtype}, {y.dtype} {y.shape}", fix=_CONVERT)
+        raise DataError(
+            f"{what} have a wrong type",
+            expected="numbers, and integer labels (n,)",
+            found=f"{x.dtype}, {y.dtype} {y.shape}",
+            fix=_CONVERT,
+        )
     if x.ndim < 2 or len(x) != len(y) or len(x) == 0:
-        raise DataError(f"{what} don't fit each other", expected="as many inputs as labels", found=f"{x.shape}, {y.shape}")
-    if x.dtype.kind == "f" and not np.isfinite(x).all():
+        raise DataError(
+            f"{what} don't fit each other", expected="as many inputs as labels", found=f"{x.shape}, {y.shape}"
+        )
+    if x.dtype.kind == "f" and not (np.abs(x) < _LARGEST).all():
         raise DataError(f"{what} hold NaN or infinity", expected="finite numbers")
     if int(y.min()) < 0:
         raise DataError(f"{what}: labels must not be negative", found=str(int(y.min())))
@@ -179,7 +237,9 @@ def _channels_first(x: Any) -> Any:
         return x
     if x.ndim == 3:
         return x[:, None]
-    return np.moveaxis(x, 3, 1) if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4) else x
+    return (
+        np.moveaxis(x, 3, 1) if x.ndim == 4 and x.shape[3] in (1, 3, 4) and x.shape[1] not in (1, 3, 4) else x
+    )
 
 
 def _to_tensor(x: Any, spec: ModelSpec) -> Tensor:

@@ -46,8 +46,9 @@ class ModelSpec:
     scale: float = 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, in the form that mark files hold."""
-        return {**asdict(self), "input_shape": list(self.input_shape)}
+        """Plain JSON values, in the form that mark files hold: equal specs have equal bytes."""
+        bounds = {n: None if b is None else float(b) for n, b in (("low", self.low), ("high", self.high))}
+        return {**asdict(self), "input_shape": list(self.input_shape), **bounds, "scale": float(self.scale)}
 
     def snap(self, x: Tensor) -> Tensor:
         """``x`` moved to the nearest input that the format can express; same shape."""

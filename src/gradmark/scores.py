@@ -6,14 +6,21 @@ from torch import Tensor
 
 from gradmark.errors import MismatchError
 
+_DECIMALS = range(1, 7)
+_FLOAT32 = 1e-7  # more than the rounding of a float32 below 1, less than any decimal's
+
 
 def probabilities(scores: Tensor) -> Tensor | None:
     """The scores, floored away from zero, if they are probabilities; None if they are logits.
 
-    Probabilities are scores in [0, 1] whose rows all sum to 1 within 1e-3: a fixed, public rule.
+    Probabilities are scores in [0, 1] whose rows all sum to 1, within 1e-3 or what rounding them to
+    decimals can take away: a fixed, public rule.
     """
-    rows = scores.double().sum(1)
-    if bool(((scores < 0) | (scores > 1)).any()) or bool(((rows - 1).abs() > 1e-3).any()):
+    if bool(((scores < 0) | (scores > 1)).any()):
+        return None
+    decimals = _decimals(scores)
+    rounding = 0.0 if decimals is None else 0.5 * 10.0**-decimals * scores.shape[1]
+    if bool(((scores.double().sum(1) - 1).abs() > max(1e-3, rounding)).any()):
         return None
     return scores.clamp_min(1e-12)
 
@@ -31,8 +38,14 @@ def log_scores(scores: Tensor, n_classes: int) -> Tensor:
         )
     if probabilities(scores) is None:
         return scores.double()
+    decimals = _decimals(scores)
+    return scores.double().clamp_min(1e-12 if decimals is None else 0.5 * 10.0**-decimals).log()
+
+
+def _decimals(scores: Tensor) -> int | None:
+    """The fewest decimals, at most 6, that all scores are rounded to; None if they aren't."""
     p = scores.double()
-    for decimals in range(1, 7):
-        if bool(((p - p.round(decimals=decimals)).abs() < 1e-8).all()):
-            return p.clamp_min(0.5 * 10.0**-decimals).log()
-    return p.clamp_min(1e-12).log()
+    for decimals in _DECIMALS:
+        if bool(((p - p.round(decimals=decimals)).abs() < _FLOAT32).all()):
+            return decimals
+    return None

@@ -17,7 +17,17 @@ from gradmark._version import __version__
 from gradmark.codec import MarkFile
 from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
-from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Outcome, Reading, TestName, Verdict, WhiteBox
+from gradmark.protocols import (
+    Access,
+    Batch,
+    BlackBox,
+    ModelSpec,
+    Outcome,
+    Reading,
+    TestName,
+    Verdict,
+    WhiteBox,
+)
 from gradmark.schemes.linear import LinearMark
 from gradmark.stats import bonferroni, run_test
 
@@ -83,8 +93,16 @@ def verify_linear(
 
 
 def judge(
-    reading: Reading, test: TestName, *, scheme: str, mark: str, suspect: str, alpha: float, keys_tried: int, seconds: float
-) -> Verdict:  # fmt: skip
+    reading: Reading,
+    test: TestName,
+    *,
+    scheme: str,
+    mark: str,
+    suspect: str,
+    alpha: float,
+    keys_tried: int,
+    seconds: float,
+) -> Verdict:
     """Apply the fixed test. ``inconclusive`` if even a perfect match couldn't reach ``alpha``."""
     result = run_test(test, (reading.values * reading.bits).numpy())
     log10_p = bonferroni(result.log10_p, keys_tried)
@@ -97,11 +115,26 @@ def judge(
     elif log10_p <= math.log10(alpha):
         outcome = "owned"
     return Verdict(
-        outcome=outcome, log10_p=log10_p, alpha=alpha, test=test, n_bits=len(reading.bits), n_match=result.n_match,
-        ties=result.ties, match=result.n_match / max(result.n, 1), carriers=reading.carriers, queries=reading.queries,
-        access=reading.access, scheme=scheme, mark=mark, suspect=suspect, keys_tried=keys_tried,
-        seconds=round(seconds, 3), version=__version__, reason=reason, reading=reading,
-    )  # fmt: skip
+        outcome=outcome,
+        log10_p=log10_p,
+        alpha=alpha,
+        test=test,
+        n_bits=len(reading.bits),
+        n_match=result.n_match,
+        ties=result.ties,
+        match=result.n_match / max(result.n, 1),
+        carriers=reading.carriers,
+        queries=reading.queries,
+        access=reading.access,
+        scheme=scheme,
+        mark=mark,
+        suspect=suspect,
+        keys_tried=keys_tried,
+        seconds=round(seconds, 3),
+        version=__version__,
+        reason=reason,
+        reading=reading,
+    )
 
 
 def _access(access: Access | None, suspect: WhiteBox | BlackBox) -> Access:

@@ -26,8 +26,10 @@ class FineTune:
     def run(self, model: nn.Module, data: Iterable[Batch], generator: torch.Generator) -> nn.Module:
         attacked = copy.deepcopy(model).train()
         optimizer = torch.optim.SGD(attacked.parameters(), self.lr, self.momentum)
-        for x, labels in data:
-            optimizer.zero_grad()
-            F.cross_entropy(unwrap(attacked(x)), labels).backward()
-            optimizer.step()
+        with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+            for x, labels in data:
+                optimizer.zero_grad()
+                F.cross_entropy(unwrap(attacked(x)), labels).backward()
+                optimizer.step()
         return attacked.eval()

@@ -23,7 +23,11 @@ class Prune:
 
     def run(self, model: nn.Module, data: Iterable[Batch], generator: torch.Generator) -> nn.Module:
         attacked = copy.deepcopy(model)
-        layers = [(m, "weight") for m in attacked.modules() if getattr(m, "weight", None) is not None and m.weight.ndim > 1]
+        layers = [
+            (module, "weight")
+            for module in attacked.modules()
+            if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.ndim > 1
+        ]
         if self.fraction > 0:
             prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=self.fraction)
             for module, name in layers:

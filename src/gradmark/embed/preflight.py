@@ -10,12 +10,13 @@ point), so the check runs on a float64 copy with a step so small that no unit sw
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gradmark.embed.modes import evaluation
+from gradmark.embed.modes import penalty_mode
 from gradmark.errors import PreflightError
 from gradmark.protocols import Batch, Mark, Scheme
 
@@ -43,7 +44,9 @@ def check_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, met
     try:
         twin = copy.deepcopy(model).double()
     except Exception as cause:  # a wrapper that can't be copied: whatever it raises, we can't check it
-        return Check(method, False, float("nan"), f"the model can't be copied ({type(cause).__name__}: {cause})")
+        return Check(
+            method, False, float("nan"), f"the model can't be copied ({type(cause).__name__}: {cause})"
+        )
     x, labels = batch[0].double() if batch[0].is_floating_point() else batch[0], batch[1]
     weights = [p for p in twin.parameters() if p.requires_grad]
     if not weights:
@@ -54,9 +57,9 @@ def check_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, met
         return scheme.probe(mark, twin, (x, labels), generator, method)[0].sum()
 
     device = next(iter(weights)).device.type
-    with evaluation(twin), torch.autocast(device, enabled=False):
+    with penalty_mode(twin), torch.autocast(device, enabled=False):
         try:
-            gradient = torch.autograd.grad(reading(), weights, allow_unused=True)
+            gradient: tuple[Tensor | None, ...] = torch.autograd.grad(reading(), weights, allow_unused=True)
         except (RuntimeError, NotImplementedError) as cause:
             return Check(method, False, float("nan"), str(cause).strip().splitlines()[0])
         known = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradient, strict=True)]
@@ -68,15 +71,16 @@ def check_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, met
     return Check(method, ok, worst, "" if ok else "the gradient disagrees with a finite difference")
 
 
-def _compare(reading: object, weights: list[nn.Parameter], gradient: list[Tensor], seed: int) -> float:
+def _compare(
+    reading: Callable[[], Tensor], weights: list[nn.Parameter], gradient: list[Tensor], seed: int
+) -> float:
     """Relative error along one random direction scaled like the weights, tensor by tensor."""
-    assert callable(reading)
     generator = torch.Generator().manual_seed(seed)
     step = [
-        torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w.device) * w.detach().norm().clamp_min(1e-3)
-        / w.numel() ** 0.5
+        torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w.device)
+        * (w.detach().norm().clamp_min(1e-3) / w.numel() ** 0.5)
         for w in weights
-    ]  # fmt: skip
+    ]
     values = []
     with torch.no_grad():
         for sign in (1.0, -2.0, 1.0):  # there, beyond to the other side, and home again
@@ -86,7 +90,11 @@ def _compare(reading: object, weights: list[nn.Parameter], gradient: list[Tensor
                 values.append(float(reading().detach()))
     found = (values[0] - values[1]) / (2 * _STEP)
     claimed = float(sum((g * s).sum() for g, s in zip(gradient, step, strict=True)))
-    scale = max(abs(found), abs(claimed), 1e-2 * float(sum((g.norm() * s.norm()) for g, s in zip(gradient, step, strict=True))))
+    scale = max(
+        abs(found),
+        abs(claimed),
+        1e-2 * float(sum((g.norm() * s.norm()) for g, s in zip(gradient, step, strict=True))),
+    )
     return abs(found - claimed) / scale if scale else 0.0
 
 
@@ -102,5 +110,5 @@ def choose_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, wa
         "No method gives a right penalty gradient on this model",
         expected=f"a relative error of at most {_TOLERANCE} against a finite difference",
         found="; ".join(f"{c.method}: {c.reason} (error {c.error:.2g})" for c in checks),
-        fix="try method='auto', eager attention, non-reentrant checkpointing, or the model without its wrapper",
+        fix="try method='auto', eager attention, non-reentrant checkpointing, or the model unwrapped",
     )

@@ -83,16 +83,8 @@ def train(
     size = min(recipe.batch_size, len(data))
     per_epoch = len(data) // size
     steps = recipe.epochs * per_epoch
-    kind = torch.optim.AdamW if recipe.optimizer == "adamw" else _sgd
-    optimizer = kind([p for p in model.parameters() if p.requires_grad], lr=recipe.lr, weight_decay=recipe.weight_decay)
-    start, history, loss_mean, accuracy = 0, [], 0.0, 0.0
-    if checkpoint is not None and checkpoint.exists():
-        state = _load(checkpoint, stage, recipe)
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        if marker is not None:
-            marker.load_state_dict(state["marker"])
-        start, history, loss_mean, accuracy = state["step"], state["history"], state["loss"], state["accuracy"]
+    optimizer = _optimizer(recipe, [p for p in model.parameters() if p.requires_grad])
+    start, history, loss_mean, accuracy = _resume(checkpoint, stage, recipe, model, optimizer, marker)
     model.train()
     saved, order = time.monotonic(), _order(recipe.seed, start // per_epoch, len(data))
     for step in range(start, steps):
@@ -157,8 +149,10 @@ def augmented(batch: Batch, kind: Augment) -> Batch:
     return moved.permute(0, 3, 1, 2).contiguous(), labels
 
 
-def _sgd(params: list[nn.Parameter], lr: float, weight_decay: float) -> torch.optim.SGD:
-    return torch.optim.SGD(params, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+def _optimizer(recipe: Recipe, weights: list[nn.Parameter]) -> torch.optim.Optimizer:
+    if recipe.optimizer == "adamw":
+        return torch.optim.AdamW(weights, recipe.lr, weight_decay=recipe.weight_decay)
+    return torch.optim.SGD(weights, recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
 
 
 def _row(step: int, loss: float, accuracy: float, marker: Marker | None) -> dict[str, Any]:
@@ -179,13 +173,42 @@ def _mix(seed: int, step: int) -> int:
 
 
 def _save(
-    path: Path, stage: str, recipe: Recipe, model: nn.Module, optimizer: torch.optim.Optimizer,
-    marker: Marker | None, numbers: dict[str, Any],
-) -> None:  # fmt: skip
+    path: Path,
+    stage: str,
+    recipe: Recipe,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    marker: Marker | None,
+    numbers: dict[str, Any],
+) -> None:
     buffer = io.BytesIO()
-    state = {"stage": stage, "recipe": asdict(recipe), "model": model.state_dict(), "optimizer": optimizer.state_dict()}
+    state = {
+        "stage": stage,
+        "recipe": asdict(recipe),
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     torch.save({**state, "marker": None if marker is None else marker.state_dict(), **numbers}, buffer)
     atomic_write(path, buffer.getvalue(), overwrite=True)
+
+
+def _resume(
+    path: Path | None,
+    stage: str,
+    recipe: Recipe,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    marker: Marker | None,
+) -> tuple[int, list[dict[str, Any]], float, float]:
+    """Load the checkpoint, if there is one; returns step, history, smoothed loss and accuracy."""
+    if path is None or not path.exists():
+        return 0, [], 0.0, 0.0
+    state = _load(path, stage, recipe)
+    model.load_state_dict(state["model"])
+    optimizer.load_state_dict(state["optimizer"])
+    if marker is not None:
+        marker.load_state_dict(state["marker"])
+    return state["step"], state["history"], state["loss"], state["accuracy"]
 
 
 def _load(path: Path, stage: str, recipe: Recipe) -> dict[str, Any]:
@@ -193,7 +216,11 @@ def _load(path: Path, stage: str, recipe: Recipe) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         same = state["stage"] == stage and state["recipe"] == asdict(recipe)
     except Exception as cause:  # torch raises many kinds on damaged files
-        raise ResumeError("The checkpoint can't be read", found=str(cause).splitlines()[0], fix="start afresh") from cause
+        raise ResumeError(
+            "The checkpoint can't be read", found=str(cause).splitlines()[0], fix="start afresh"
+        ) from cause
     if not same:
-        raise ResumeError("The checkpoint is of another run", expected=str(recipe), found=str(state["recipe"]))
+        raise ResumeError(
+            "The checkpoint is of another run", expected=str(recipe), found=str(state["recipe"])
+        )
     return state

@@ -23,7 +23,7 @@ CYCLE = (BLUE, RED, GREEN, "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 MARKERS = "osD^vPX"
 
 _LOCK = threading.Lock()  # rc_context changes settings of the whole process for a moment
-_STYLE: dict[str, Any] = {
+_STYLE: Any = {
     "axes.axisbelow": True,
     "axes.edgecolor": "#9ca3af",
     "axes.grid": True,
@@ -60,7 +60,9 @@ class Canvas:
 
 
 @contextmanager
-def canvas(width: float, height: float, rows: int = 1, columns: int = 1, kind: Kind = "svg") -> Iterator[Canvas]:
+def canvas(
+    width: float, height: float, rows: int = 1, columns: int = 1, kind: Kind = "svg"
+) -> Iterator[Canvas]:
     """A figure of ``width`` x ``height`` inches with a grid of axes. UsageError without matplotlib."""
     try:
         import matplotlib as mpl
@@ -94,4 +96,4 @@ def named(name: str) -> str:
 def threshold(axes: Axes, level: float, text: str, *, upright: bool = False) -> None:
     """A dashed line at ``level`` (across y, or x if ``upright``), with its meaning in the legend."""
     line = axes.axvline if upright else axes.axhline
-    line(level, color="#111827", linestyle="--", linewidth=1.1, label=text, gid="threshold")
+    line(level, color="#111827", linestyle="--", linewidth=1.1, label=text)

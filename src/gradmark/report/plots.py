@@ -43,13 +43,16 @@ def readings(reading: Reading) -> Figure:
             if stop > start:
                 style: dict[str, Any] = {"facecolor": colour, "edgecolor": "white", "hatch": hatch}
                 edges = np.arange(start, stop + 1)
-                axes.stairs(products[start:stop], edges, fill=True, linewidth=0, label=text, gid=f"r{start}", **style)
+                axes.stairs(
+                    products[start:stop], edges, fill=True, linewidth=0, label=text, gid=f"r{start}", **style
+                )
         axes.axhline(0, color="#111827", linewidth=1)
         axes.set(xlim=(0, n), xlabel="bits, sorted by their reading", ylabel="reading × bit (logits)")
         axes.legend(loc="upper right")
     alt = (
-        f"Bars of {n} readings, sorted. {n_match} are above zero and so agree with the bit, {n - n_match} aren't. "
-        f"They range from {products[-1]:.3g} to {products[0]:.3g} logits, median {np.median(products):.3g}."
+        f"Bars of {n} readings, sorted. {n_match} are above zero and so agree with the bit, {n - n_match} "
+        f"aren't. They range from {products[-1]:.3g} to {products[0]:.3g} logits, median "
+        f"{np.median(products):.3g}."
     )
     return Figure("Every reading, sorted; above zero it agrees with the bit", alt, c.data, "svg")
 
@@ -75,7 +78,7 @@ def evidence_by_queries(curves: Mapping[str, Sequence[tuple[int, float]]], alpha
         axes.legend(loc="best")
     ends = "; ".join(f"{name}: {c[-1][1]:.1f} after {c[-1][0]} queries" for name, c in curves.items() if c)
     alt = f"log10 p against queries, threshold {math.log10(alpha):.1f}. {ends}."
-    return Figure("The evidence grows with the number of queries", alt, c.data, "svg")
+    return Figure("Evidence against the number of queries", alt, c.data, "svg")
 
 
 def accuracy_against_match(rows: Iterable[Row]) -> Figure:
@@ -94,11 +97,13 @@ def accuracy_against_match(rows: Iterable[Row]) -> Figure:
         lower.set(xlabel="weights removed (%)", ylabel="log10 p\n(lower = stronger)")
     cells = [f"{s:g}% removed: accuracy {_percent(r['accuracy'])}, match {_percent(r['match'])}, "
              f"log10 p {_short(r['log10_p'])}" for s, r in zip(pruned, rows, strict=True)]  # fmt: skip
-    return Figure("What pruning costs the thief, and what it does to the mark", _sentences(cells), c.data, "svg")
+    return Figure(
+        "What pruning costs the thief, and what it does to the mark", _sentences(cells), c.data, "svg"
+    )
 
 
 def attacks(rows: Iterable[Row], control_accuracy: float, alpha: float) -> Figure:
-    """One line for each attack (``name``, ``accuracy``, ``log10_p``): what is left of use, and of the mark."""
+    """One line per attack (``name``, ``accuracy``, ``log10_p``): what is left of use, and of the mark."""
     rows = list(rows)
     names, place = [named(str(row["name"])) for row in rows], list(range(len(rows)))
     with canvas(7.2, 1.5 + 0.27 * len(rows), columns=2) as c:
@@ -112,15 +117,21 @@ def attacks(rows: Iterable[Row], control_accuracy: float, alpha: float) -> Figur
             chosen = np.flatnonzero(mask)
             if len(chosen):
                 style: dict[str, Any] = {"color": colour, "marker": marker, "s": 32, "zorder": 3}
-                right.scatter(evidence[chosen], chosen, label=text, gid=f"attack-{text.replace(' ', '-')}", **style)
+                right.scatter(
+                    evidence[chosen], chosen, label=text, gid=f"attack-{text.replace(' ', '-')}", **style
+                )
         threshold(right, math.log10(alpha), f"p = {alpha:.0e}", upright=True)
         right.set(xlabel=EVIDENCE, yticks=place, yticklabels=[])
         for axes in (left, right):
             axes.set_ylim(len(rows) - 0.4, -0.6)
             axes.margins(x=0.08)
-            axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.1, handletextpad=0.3)
+            axes.legend(
+                loc="lower left", bbox_to_anchor=(0, 1), ncols=3, borderaxespad=0.1, handletextpad=0.3
+            )
     cells = [f"{r['name']}: accuracy {_percent(r['accuracy'])}, log10 p {_short(r['log10_p'])}" for r in rows]
-    return Figure("What each attack leaves of the model's use, and of the mark", _sentences(cells), c.data, "svg")
+    return Figure(
+        "What each attack leaves of the model's use, and of the mark", _sentences(cells), c.data, "svg"
+    )
 
 
 def directions(inputs: ArrayLike, directions: ArrayLike, nudge: float = 0.1) -> Figure:
@@ -132,7 +143,9 @@ def directions(inputs: ArrayLike, directions: ArrayLike, nudge: float = 0.1) -> 
     x, d = _numbers(inputs), _numbers(directions)
     if x.ndim < 2 or not len(x) or d.ndim != x.ndim + 1 or d.shape[2:] != x.shape[1:] or len(d) != len(x):
         expected = "inputs (m, *shape), directions (m, k, *shape)"
-        raise UsageError("The directions don't fit the inputs", expected=expected, found=f"{x.shape}, {d.shape}")
+        raise UsageError(
+            "The directions don't fit the inputs", expected=expected, found=f"{x.shape}, {d.shape}"
+        )
     span = float(x.max() - x.min()) or 1.0
     peak = np.abs(d).max(axis=tuple(range(2, d.ndim)), keepdims=True)
     moved = x + nudge * span * (d / np.where(peak > 0, peak, 1.0))[:, 0]
@@ -175,7 +188,9 @@ def training(history: Sequence[Row], control: Sequence[Row] = ()) -> Figure:
             axes.set_axis_off()
         for axes in c.axes[-1]:
             axes.set_xlabel("training step")
-    ends = [f"{_PANELS[f]}: {_short(history[-1][f])} at the end" for f in shown if history and f in history[-1]]
+    ends = [
+        f"{_PANELS[f]}: {_short(history[-1][f])} at the end" for f in shown if history and f in history[-1]
+    ]
     return Figure("Training with the mark, and the same training without", _sentences(ends), c.data, "svg")
 
 
@@ -191,8 +206,8 @@ def innocent_uniformity(p_values: ArrayLike) -> Figure:
         axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="p-value", ylabel="share with at most this p-value")
         axes.legend(loc="upper left")
     alt = (
-        f"Distribution of {len(p)} p-values of models without the mark: from {p[0]:.3g} to {p[-1]:.3g}, at most "
-        f"{distance:.3f} away from the diagonal (Kolmogorov-Smirnov test of uniformity: p = {ks_p:.2g})."
+        f"Distribution of {len(p)} p-values of models without the mark: from {p[0]:.3g} to {p[-1]:.3g}, at "
+        f"most {distance:.3f} away from the diagonal (Kolmogorov-Smirnov test of uniformity: p = {ks_p:.2g})."
     )
     return Figure("p-values of models without the mark", alt, c.data, "svg")
 

@@ -20,7 +20,9 @@ from gradmark.report.model import Report
 
 LABELS = {"owned": "Mark found", "none": "No evidence", "inconclusive": "Inconclusive"}
 # Control characters, and those that change the direction of what follows: a name could fake a text with them.
-_HIDDEN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]")
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
 
 
 def render_html(report: Report) -> str:
@@ -71,7 +73,9 @@ def write_report(report: Report, path: str | os.PathLike[str]) -> None:
     elif suffix == ".pdf":
         data = render_pdf(report)
     else:
-        raise UsageError("A report can't have this file name", expected="*.html or *.pdf", found=repr(Path(path).name))
+        raise UsageError(
+            "A report can't have this file name", expected="*.html or *.pdf", found=repr(Path(path).name)
+        )
     atomic_write(path, data, overwrite=True)
 
 

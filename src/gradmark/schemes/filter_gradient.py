@@ -1,10 +1,10 @@
 """The flagship: bits in the gradient of keyed contrasts of *wrong* classes along keyed directions.
 
-For an input ``x`` of class ``c`` the key gives ``K`` directions ``d_i(x, c)`` (:mod:`gradmark.carriers`)
+For an input ``x`` of class ``c`` the key gives ``K`` directions ``d_i(x)`` (:mod:`gradmark.carriers`)
 and ``L`` orthogonal contrasts ``w_l(c)`` of the logits that never touch class ``c`` itself. Bit
 ``(i, l)`` is the sign of the mean over natural inputs of::
 
-    r_il = < d_i(x, c), grad_x  w_l(c) . logits(x) >              white-box, by autograd
+    r_il = < d_i(x), grad_x  w_l(c) . logits(x) >              white-box, by autograd
          = (w_l(c) . logits(x + d_i) - w_l(c) . logits(x - d_i)) / 2   black-box, two queries
 
 How wrong classes compare is free room: labels don't fix it, so the mark costs little accuracy and
@@ -16,13 +16,13 @@ function, so rewriting the weights without changing the function can't touch it.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from gradmark.carriers import Directions, keyed_directions
+from gradmark.carriers import Directions, keyed_directions, orthonormal
 from gradmark.codec import canonical_json
 from gradmark.errors import MismatchError, UsageError
 from gradmark.keys import OwnerKey
@@ -32,7 +32,6 @@ from gradmark.suspects.checks import unwrap
 
 Method = Literal["exact", "central-difference"]
 _CHUNK = 64  # carriers at a time: bounds memory at K copies of each
-_MAX_GROUPS = 32  # classes beyond this share directions, so that 1000 classes stay small
 _HISTORY = 12  # points on the curve of p against queries
 
 
@@ -69,49 +68,66 @@ class FilterGradient:
     """Configuration of the scheme; a frozen value that holds neither key nor model.
 
     ``bits``: how many. ``contrasts``: at most so many per class (classes - 2 if fewer).
+    ``class_groups``: 1 shares directions and contrasts among all classes, which a network learns about
+    four times as fast; more groups of classes have their own, over which natural readings cancel.
     ``contrasts_per_carrier``: gradients taken per carrier when reading white-box. ``kernel_size``,
     ``whitening``, ``step``: see :mod:`gradmark.carriers`. ``carriers``: inputs a reading uses.
     """
 
     bits: int = 64
     contrasts: int = 8
+    class_groups: int = 1
     contrasts_per_carrier: int = 2
     kernel_size: int = 5
     whitening: float = 1.0
     step: float = 8 / 255
 
-    name = "filter-gradient"
-    needs: Access = "black"
+    name: ClassVar[str] = "filter-gradient"
+    needs: ClassVar[Access] = "black"
 
     def parameters(self) -> dict[str, Any]:
-        return {field: getattr(self, field) for field in self.__dataclass_fields__ if field != "needs"}
+        return asdict(self)
 
     def mark(self, key: OwnerKey, spec: ModelSpec) -> FilterGradientMark:
         """Derive bits, directions, contrasts and carrier order from the key and the public spec.
 
         Raises UsageError where the input offers fewer directions than the bits need.
         """
-        if self.bits < 1 or self.contrasts < 1 or not 0 < self.step <= 1:
-            raise UsageError("A mark needs at least one bit, one contrast and 0 < step <= 1", found=repr(self))
+        if min(self.bits, self.contrasts, self.class_groups) < 1 or not 0 < self.step <= 1:
+            raise UsageError(
+                "A mark needs at least one bit, contrast and class group, and 0 < step <= 1", found=repr(self)
+            )
         if spec.n_classes < 2:
             raise UsageError("The model needs at least two classes", found=str(spec.n_classes))
-        context = canonical_json({"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()})
+        context = canonical_json(
+            {"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()}
+        )
         per_class = min(self.contrasts, max(1, spec.n_classes - 2))
         directions = keyed_directions(
             key,
             spec,
             n=math.ceil(self.bits / per_class),
-            groups=min(spec.n_classes, _MAX_GROUPS),
+            groups=self._groups(spec),
             kernel_size=self.kernel_size,
             whitening=self.whitening,
             step=self.step,
             context=context,
         )
         bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=context)).float()
-        return FilterGradientMark(spec, bits, directions, _contrasts(key, spec, per_class, context), key, context)
+        return FilterGradientMark(
+            spec, bits, directions, _contrasts(key, spec, per_class, self._groups(spec), context), key, context
+        )
+
+    def _groups(self, spec: ModelSpec) -> int:
+        return min(self.class_groups, spec.n_classes)
 
     def probe(
-        self, mark: FilterGradientMark, model: nn.Module, batch: Batch, generator: torch.Generator, method: Method
+        self,
+        mark: FilterGradientMark,
+        model: nn.Module,
+        batch: Batch,
+        generator: torch.Generator,
+        method: Method,
     ) -> tuple[Tensor, Tensor]:
         """Signed readings of one random direction per input, differentiable in the weights.
 
@@ -127,13 +143,14 @@ class FilterGradient:
         if method == "exact":
             l = torch.randint(count, (len(x), 1), generator=generator).to(x.device)  # noqa: E741
             x = x.detach().requires_grad_()
-            score = (unwrap(model(x)).float() * w.gather(1, l[:, :, None].expand(-1, -1, w.shape[2]))[:, 0]).sum()
+            chosen = w.gather(1, l[:, :, None].expand(-1, -1, w.shape[2]))[:, 0]
+            score = (_wide(unwrap(model(x))) * chosen).sum()
             (gradient,) = torch.autograd.grad(score, x, create_graph=True)
             values = (gradient * d).flatten(1).sum(1, keepdim=True)
         else:
             l = torch.arange(count, device=x.device).expand(len(x), count)  # noqa: E741
-            plus, minus = unwrap(model(torch.cat([x + d, x - d]))).float().chunk(2)
-            values = torch.einsum("bc,blc->bl", (plus - minus) / 2, w)
+            plus, minus = _wide(unwrap(model(torch.cat([x + d, x - d])))).chunk(2)
+            values = torch.einsum("bc,blc->bl", (plus - minus) / 2, w.to(plus.dtype))
         index = mark.bit_index(i[:, None], l)
         inside = index < len(mark.bits)  # the last direction may carry fewer bits than contrasts
         index = torch.where(inside, index, 0)
@@ -175,12 +192,12 @@ class FilterGradient:
         total, seen = torch.zeros(k, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
         per = min(self.contrasts_per_carrier, count)
         position = torch.arange(len(x))
-        probabilities = probabilities(suspect.query(x))
+        p = probabilities(suspect.query(x))
         for a in range(per):
             l = (position * per + a) % count  # noqa: E741  each contrast gets its share of carriers
             v = mark.contrasts[labels, l]
-            if probabilities is not None:  # the chain rule through log: d(w.log p) = (w / p).dp
-                v = v / probabilities
+            if p is not None:  # the chain rule through log: d(w.log p) = (w / p).dp
+                v = v / p
             gradient = suspect.vjp(x, v)
             for s in range(0, len(x), _CHUNK):
                 part = slice(s, s + _CHUNK)
@@ -198,8 +215,11 @@ class FilterGradient:
         k, count = mark.directions.n, mark.contrasts.shape[1]
         pairs = min(queries // 2, len(x) * k)
         p = torch.arange(pairs)
-        which, i = p % len(x), (p + p // len(x)) % k
-        stops = sorted({min(pairs, max(k, round(pairs * t / _HISTORY))) for t in range(1, _HISTORY + 1)} - {0})
+        which = p % len(x)
+        i = (which + p // len(x)) % k  # so k rounds take every carrier along every direction once
+        stops = sorted(
+            {min(pairs, max(k, round(pairs * t / _HISTORY))) for t in range(1, _HISTORY + 1)} - {0}
+        )
         total, seen = torch.zeros(k, count, dtype=torch.float64), torch.zeros(k, 1, dtype=torch.float64)
         history: list[tuple[int, Tensor]] = []
         start = 0
@@ -208,7 +228,9 @@ class FilterGradient:
             d = mark.directions.one(x[j], mark.group(labels[j]), part)
             both = torch.stack([mark.spec.snap(x[j] + d), mark.spec.snap(x[j] - d)], 1)
             scores = log_scores(suspect.query(both.flatten(0, 1)), mark.spec.n_classes).unflatten(0, (-1, 2))
-            values = torch.einsum("bc,blc->bl", (scores[:, 0] - scores[:, 1]) / 2, mark.contrasts[labels[j]].double())
+            values = torch.einsum(
+                "bc,blc->bl", (scores[:, 0] - scores[:, 1]) / 2, mark.contrasts[labels[j]].double()
+            )
             total.index_add_(0, part, values)
             seen.index_add_(0, part, torch.ones(len(part), 1, dtype=torch.float64))
             history.append((2 * stop, (total / seen.clamp_min(1)).flatten()[: len(mark.bits)].clone()))
@@ -217,21 +239,28 @@ class FilterGradient:
         return Reading(values, mark.bits.double(), min(pairs, len(x)), 2 * pairs, "black", tuple(history))
 
 
-def _contrasts(key: OwnerKey, spec: ModelSpec, count: int, context: bytes) -> Tensor:
+def _wide(scores: Tensor) -> Tensor:
+    """Half precision as float32; what is wider stays, since the preflight counts on float64."""
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+
+
+def _contrasts(key: OwnerKey, spec: ModelSpec, count: int, groups: int, context: bytes) -> Tensor:
     """(C, L, C) keyed orthogonal contrasts of each class's wrong classes, of norm sqrt(2).
 
-    With two classes nothing but their difference is left, whatever the label.
+    Every group of classes has a keyed basis; a class's contrasts are the orthonormal vectors nearest
+    to it (Loewdin) among those that sum to zero and leave the class itself out. With two classes
+    nothing but their difference is left, whatever the label.
     """
     c = spec.n_classes
     if c == 2:
         return torch.tensor([1.0, -1.0]).expand(2, 1, 2).clone()
-    raw = torch.from_numpy(key.normals("contrasts", (min(c, _MAX_GROUPS), c, count), context=context))
+    raw = torch.from_numpy(key.normals("contrasts", (groups, c, count), context=context))
+    basis = orthonormal(raw - raw.mean(1, keepdim=True))
     out = torch.empty(c, count, c)
     for label in range(c):
-        a = raw[label % len(raw)].clone()
-        a[label] = 0
-        wrong = torch.ones(c, 1, dtype=a.dtype)
-        wrong[label] = 0
-        a -= wrong * a.sum(0) / (c - 1)
-        out[label] = torch.linalg.qr(a).Q.T.float() * 2**0.5  # the size of a difference of two logits
+        others = torch.ones(c, 1, dtype=raw.dtype)
+        others[label] = 0
+        a = basis[label % groups] * others
+        left, _, right = torch.linalg.svd(a - others * a.sum(0) / (c - 1), full_matrices=False)
+        out[label] = (left @ right).T.float() * 2**0.5  # the size of a difference of two logits
     return out

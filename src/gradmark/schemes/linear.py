@@ -7,7 +7,6 @@ arrays were fixed before the suspect existed.
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,12 @@ from torch import Tensor
 
 from gradmark.codec import sha256
 from gradmark.errors import MarkFileError, MismatchError
+from gradmark.files import read_arrays
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WhiteBox
 from gradmark.scores import log_scores, probabilities
 
 _STEP = 8 / 255  # root-mean-square size of a black-box nudge, relative to the input's scale
+_LARGEST = 1e30  # of a direction, so that readings stay finite
 _CHUNK = 4096  # queries put together before they are sent
 
 
@@ -39,31 +40,35 @@ class LinearMark:
     @classmethod
     def load(cls, path: str | Path) -> LinearMark:
         """Read an ``.npz``. Raises MarkFileError where it isn't one or its arrays make no sense."""
-        try:
-            data = Path(path).read_bytes()
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        except (OSError, ValueError, EOFError, zipfile.BadZipFile, KeyError) as cause:
-            raise MarkFileError(f"{path} is no linear mark", expected="an .npz of plain arrays", found=str(cause)) from cause
+        arrays = read_arrays(path, what="linear mark", error=MarkFileError)
         if not {"directions", "bits"} <= set(arrays):
-            raise MarkFileError(f"{path} is no linear mark", expected="arrays directions, bits", found=", ".join(arrays))
-        directions, bits = arrays["directions"], arrays["bits"].astype(np.float64).ravel()
-        if directions.dtype.kind not in "fiu" or directions.ndim < 2 or len(directions) != len(bits) or not len(bits):
+            raise MarkFileError(
+                f"{path} is no linear mark", expected="arrays directions, bits", found=", ".join(arrays)
+            )
+        directions, bits = arrays["directions"], arrays["bits"].ravel()
+        numbers = directions.dtype.kind in "fiu" and bits.dtype.kind in "fiub"
+        if not numbers or directions.ndim < 2 or len(directions) != len(bits) or not len(bits):
             raise MarkFileError(
                 "The linear mark's arrays don't fit each other",
                 expected="directions (n, *input shape) and bits (n,)",
                 found=f"{directions.shape} and {arrays['bits'].shape}",
             )
-        if not np.isfinite(directions).all() or not np.isin(bits, (0, 1)).all():
-            raise MarkFileError("The linear mark's values make no sense", expected="finite directions, bits of 0 or 1")
+        if not (np.abs(directions) < _LARGEST).all() or not np.isin(bits, (0, 1)).all():
+            raise MarkFileError(
+                "The linear mark's values make no sense", expected="finite directions, bits of 0 or 1"
+            )
         target = arrays.get("target_class")
-        if target is not None and target.size != 1:
-            raise MarkFileError("target_class must be one class", found=str(target.shape))
+        if target is not None and (target.size != 1 or target.dtype.kind not in "iu"):
+            raise MarkFileError(
+                "target_class must be one class",
+                expected="an integer",
+                found=f"{target.dtype} {target.shape}",
+            )
         return cls(
             torch.from_numpy(directions.astype(np.float32)),
-            torch.from_numpy(2 * bits - 1),
+            torch.from_numpy(2 * bits.astype(np.float64) - 1),
             None if target is None else int(target.reshape(-1)[0]),
-            sha256(data),
+            sha256(Path(path).read_bytes()),
         )
 
     def read(
@@ -98,7 +103,9 @@ class LinearMark:
         values = torch.einsum("np,p->n", self.directions.double().flatten(1), mean.flatten())
         return Reading(values, self.bits.double(), len(x), 0, "white")
 
-    def _read_black(self, suspect: BlackBox, x: Tensor, labels: Tensor, spec: ModelSpec, queries: int) -> Reading:
+    def _read_black(
+        self, suspect: BlackBox, x: Tensor, labels: Tensor, spec: ModelSpec, queries: int
+    ) -> Reading:
         n = len(self.bits)
         pairs = min(queries // 2, n * len(x))
         p = torch.arange(pairs)
@@ -107,7 +114,12 @@ class LinearMark:
         total, seen = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
         history = []
         for part in p.split(_CHUNK // 2):
-            d = self.directions[bit[part]] / size[bit[part]].reshape(-1, *[1] * (x.ndim - 1)) * _STEP * spec.scale
+            d = (
+                self.directions[bit[part]]
+                / size[bit[part]].reshape(-1, *[1] * (x.ndim - 1))
+                * _STEP
+                * spec.scale
+            )
             carrier = x[which[part]]
             both = torch.stack([spec.snap(carrier + d), spec.snap(carrier - d)], 1).flatten(0, 1)
             answers = suspect.query(both)
@@ -125,7 +137,9 @@ class LinearMark:
 
 
 def _check_labels(labels: Tensor, n_classes: int) -> None:
-    if int(labels.max()) >= n_classes:
+    if int(labels.max()) >= n_classes or int(labels.min()) < 0:
         raise MismatchError(
-            "The suspect doesn't fit the data", expected=f"more than {int(labels.max())} classes", found=str(n_classes)
+            "The suspect doesn't fit the data",
+            expected=f"labels from 0 to {n_classes - 1}",
+            found=f"{int(labels.min())} to {int(labels.max())}",
         )

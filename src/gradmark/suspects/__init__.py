@@ -6,7 +6,7 @@ a ``ModuleSuspect`` also has ``vjp``.
 
 from gradmark.suspects.callable import CallableSuspect
 from gradmark.suspects.checks import check_scores
-from gradmark.suspects.files import file_digest, load_factory, open_suspect
+from gradmark.suspects.files import build_model, file_digest, load_factory, open_suspect
 from gradmark.suspects.http import HttpSuspect
 from gradmark.suspects.module import ModuleSuspect, weights_digest
 from gradmark.suspects.onnx import OnnxSuspect
@@ -17,6 +17,7 @@ __all__ = [
     "HttpSuspect",
     "ModuleSuspect",
     "OnnxSuspect",
+    "build_model",
     "check_scores",
     "file_digest",
     "load_factory",

@@ -59,7 +59,7 @@ def open_suspect(
         case ".onnx":
             return OnnxSuspect(path)
         case ".safetensors":
-            module = _build(model, path.name)
+            module = build_model(model, path.name)
             load_weights(module, path)
         case suffix if suffix in _PICKLES:
             module = _from_pickle(path, model)
@@ -103,7 +103,7 @@ def file_digest(path: str | Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _build(model: str | None, name: str) -> nn.Module:
+def build_model(model: str | None, name: str) -> nn.Module:
     """A fresh module from the factory ``model``, for the weights in the file ``name``."""
     if model is None:
         fix = "Give --model MODULE:FACTORY"
@@ -141,7 +141,7 @@ def _from_pickle(path: Path, model: str | None) -> nn.Module:
         tensors = tensors["state_dict"]
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ModelFileError(f"{path.name} is no state dict", found=type(tensors).__name__, **refusal)
-    module = _build(model, path.name)
+    module = build_model(model, path.name)
     fit(module, tensors, path.name)
     return module
 

@@ -1,0 +1,5 @@
+"""``python -m gradmark``."""
+
+from gradmark.cli import main
+
+main()

@@ -1,0 +1,193 @@
+"""``gradmark embed``: train a control, train the marked model likewise, prove the mark, write it all down."""
+
+from __future__ import annotations
+
+import copy
+import json
+import platform
+import shutil
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import nn
+
+from gradmark._version import __version__
+from gradmark.codec import MarkFile, atomic_write
+from gradmark.commands.job import CARRIERS, TEST, EmbedJob, fitting, identity
+from gradmark.commands.progress import Bar
+from gradmark.commands.verify import need_for_reports
+from gradmark.commands.work import Work
+from gradmark.data import Data
+from gradmark.embed import Check, Marker, Recipe, accuracy_of, choose_method, train
+from gradmark.errors import OutputPathError
+from gradmark.protocols import Scheme, Verdict
+from gradmark.report import embed_report, write_report
+from gradmark.stats import wilson_interval
+from gradmark.suspects import ModuleSuspect, save_weights
+from gradmark.verify import verify
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """What came of it: ``run`` is what run.json holds."""
+
+    run: dict[str, Any]
+    verdict: Verdict
+    files: dict[str, str]
+
+    def to_json(self) -> dict[str, Any]:
+        return {**self.run, "files": self.files}
+
+
+def run_embed(job: EmbedJob, console: Console) -> Embedded:
+    """Do ``job``; progress goes to ``console``.
+
+    After a KeyboardInterrupt or a kill, ``job.resume`` goes on to the result that an uninterrupted run
+    gives. After any other failure of a fresh run nothing is left in ``job.out``.
+    """
+    need_for_reports()
+    if job.out.exists() and not job.resume:
+        fix = "Name a new folder, or give --resume to go on with an interrupted run"
+        raise OutputPathError("The output folder exists already", found=str(job.out), fix=fix)
+    recipe, scheme = job.recipe(), job.scheme_value()
+    data, model = fitting(job)
+    method = choose_method(
+        scheme, scheme.mark(job.key, data.spec), model, data.to_train().batch(slice(0, 8)), job.method
+    )
+    work = Work(job.out, identity(job, recipe, scheme, data, model))
+    work.open(resume=job.resume)
+    try:
+        return _embed(job, recipe, scheme, data, model, method, work, console)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        if not job.resume:
+            shutil.rmtree(job.out, ignore_errors=True)
+        raise
+
+
+def _embed(
+    job: EmbedJob,
+    recipe: Recipe,
+    scheme: Scheme,
+    data: Data,
+    model: nn.Module,
+    method: Check,
+    work: Work,
+    console: Console,
+) -> Embedded:
+    mark = work.mark(
+        lambda: MarkFile.create(job.key, scheme.name, scheme.parameters(), data.spec, TEST, CARRIERS)
+    )
+    marker = job.marker(scheme, data, method.method)
+    with Bar(console) as bar:
+        control = work.load("control")
+        if control is None:
+            control = _trained(copy.deepcopy(model), data, recipe, mark, job, None, work, bar)[0]
+            work.save("control", control)
+        marked, verdict = _trained(model, data, recipe, mark, job, marker, work, bar)
+    points = 100 * (control["accuracy"][0] - marked["accuracy"][0])
+    run = {
+        "outcome": verdict.outcome,
+        "accuracy": {"marked": marked["accuracy"], "control": control["accuracy"]},
+        "cost_points": round(points, 4),
+        "budget": job.budget,
+        "within_budget": points <= job.budget,
+        "target_log10_p": float(np.log10(job.target_p)),
+        "verdict": verdict.to_json(),
+        "control_verdict": control["verdict"],
+        "seed": job.seed,
+        "recipe": asdict(recipe),
+        "scheme": {"name": scheme.name, "parameters": scheme.parameters()},
+        "strength": marker.strength,
+        "margin": marker.margin,
+        "preflight": asdict(method),
+        "seconds": {"marked": marked["seconds"], "control": control["seconds"]},
+        "resumed": job.resume,
+        "model": {"factory": job.model, "weights": None if job.weights is None else job.weights.name},
+        "data": job.data,
+        "owner": job.key.owner,
+        "key_id": job.key.key_id,
+        "history": {"marked": marked["history"], "control": control["history"]},
+        "versions": versions(),
+    }
+    return Embedded(run, verdict, _write(job, model, mark, run, verdict, work))
+
+
+def _trained(
+    model: nn.Module,
+    data: Data,
+    recipe: Recipe,
+    mark: MarkFile,
+    job: EmbedJob,
+    marker: Marker | None,
+    work: Work,
+    bar: Bar,
+) -> tuple[dict[str, Any], Verdict]:
+    """Train one of the two, in place, and measure it on the inputs that nothing is trained on."""
+    stage = "control" if marker is None else "marked"
+    start = time.perf_counter()
+    history = train(
+        model,
+        data.to_train(),
+        recipe,
+        marker=marker,
+        stage=stage,
+        checkpoint=work.checkpoint(stage),
+        report=bar.train,
+    )
+    seconds = round(time.perf_counter() - start, 3)
+    right, n = accuracy_of(model, data.test)
+    verdict = verify(mark, job.key, ModuleSuspect(model, name=stage), data.test.all())
+    row = {
+        "accuracy": [right / n, *wilson_interval(right, n)],
+        "seconds": seconds,
+        "history": history,
+        "verdict": verdict.to_json(),
+    }
+    return row, verdict
+
+
+def _write(
+    job: EmbedJob, model: nn.Module, mark: MarkFile, run: dict[str, Any], verdict: Verdict, work: Work
+) -> dict[str, str]:
+    """The four files of the contract; the work folder goes last."""
+    files = {name: job.out / name for name in ("model.safetensors", "mark.json", "run.json", "report.html")}
+    save_weights(model, files["model.safetensors"])
+    mark.save(files["mark.json"], overwrite=True)
+    text = json.dumps(run, indent=1, allow_nan=False, default=str) + "\n"
+    atomic_write(files["run.json"], text.encode(), overwrite=True)
+    info = {
+        "owner": job.key.owner,
+        "scheme": run["scheme"]["name"],
+        "parameters": run["scheme"]["parameters"],
+        "accuracy": run["accuracy"],
+        "epochs": run["recipe"]["epochs"],
+        "seed": job.seed,
+        "budget": job.budget,
+        "seconds": sum(run["seconds"].values()),
+        "target_log10_p": run["target_log10_p"],
+    }
+    history = run["history"]
+    write_report(embed_report(info, verdict, history["marked"], history["control"]), files["report.html"])
+    work.close()
+    return {name.partition(".")[0]: str(path) for name, path in files.items()}
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    return {
+        "gradmark": __version__,
+        "torch": str(torch.__version__),
+        "numpy": np.__version__,
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "threads": str(torch.get_num_threads()),
+    }
+
+
+__all__ = ["EmbedJob", "Embedded", "run_embed", "versions"]

@@ -1,0 +1,146 @@
+"""What ``gradmark embed`` was asked to do, and whether model and data fit each other."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gradmark import catalog
+from gradmark._version import __version__
+from gradmark.codec import sha256
+from gradmark.data import Data, load_data
+from gradmark.embed import Marker, Recipe
+from gradmark.errors import MarkFileError, ModelError, UsageError
+from gradmark.keys import OwnerKey
+from gradmark.protocols import Scheme, TestName
+from gradmark.suspects import ModuleSuspect, build_model, load_weights, weights_digest
+
+CARRIERS = 200
+TEST: TestName = "signed-rank"
+EPOCHS, EPOCHS_TUNED = 30, 5
+_RATE_TUNED = 1 / 4  # of the learning rate from scratch
+
+
+@dataclass(frozen=True)
+class EmbedJob:
+    """What to embed and how; None stands for the default of the scheme, the marker or the recipe."""
+
+    model: str
+    data: str
+    key: OwnerKey
+    out: Path
+    weights: Path | None = None
+    scheme: str = catalog.FLAGSHIP
+    bits: int | None = None
+    options: tuple[tuple[str, Any], ...] = ()
+    target_p: float = 1e-15
+    budget: float = 0.5
+    epochs: int | None = None
+    lr: float | None = None
+    batch_size: int | None = None
+    optimizer: str | None = None
+    augment: str | None = None
+    strength: float | None = None
+    margin: float | None = None
+    method: str = "auto"
+    seed: int = 0
+    resume: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 < self.target_p < 1:
+            raise UsageError("The target p makes no sense", expected="0 < p < 1", found=str(self.target_p))
+
+    def recipe(self) -> Recipe:
+        """The training schedule, gentler where given weights are tuned."""
+        tuned = self.weights is not None
+        recipe = Recipe(epochs=EPOCHS_TUNED if tuned else EPOCHS, seed=self.seed)
+        recipe = replace(recipe, lr=recipe.lr * (_RATE_TUNED if tuned else 1))
+        given: dict[str, Any] = {
+            name: getattr(self, name) for name in ("epochs", "lr", "batch_size", "optimizer", "augment")
+        }
+        return replace(recipe, **{name: value for name, value in given.items() if value is not None})
+
+    def scheme_value(self) -> Scheme:
+        bits = {} if self.bits is None else {"bits": self.bits}
+        try:
+            return catalog.scheme(self.scheme, {**dict(self.options), **bits})
+        except MarkFileError as error:
+            raise UsageError(
+                "The scheme has no such option", expected=error.expected, found=error.found
+            ) from error
+
+    def marker(self, scheme: Scheme, data: Data, method: str) -> Marker:
+        given: dict[str, Any] = {} if self.margin is None else {"margin": self.margin}
+        return Marker(
+            scheme,
+            self.key,
+            data.spec,
+            target_log10_p=float(np.log10(self.target_p)),
+            budget=self.budget,
+            strength=self.strength,
+            method=method,
+            test=TEST,
+            seed=self.seed,
+            **given,
+        )
+
+
+def fitting(job: EmbedJob) -> tuple[Data, nn.Module]:
+    """The data and the model with its weights, checked against each other by one batch."""
+    data = load_data(job.data)
+    split = data.to_train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(job.seed)
+        model = build_model(job.model, job.model)
+    if job.weights is not None:
+        load_weights(model, job.weights)
+    classes = int(max(split.y.max(), data.test.y.max())) + 1
+    few = split.batch(slice(0, 8))[0]
+    width = ModuleSuspect(model, name=job.model).query(few).shape[1]
+    if width < max(2, classes):
+        raise ModelError(
+            f"{job.model} doesn't fit the data",
+            expected=f"scores for {max(2, classes)} classes or more",
+            found=f"scores for {width}",
+            fix="Give the model's last layer as many outputs as there are classes",
+        )
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ModelError(f"{job.model} has nothing to train", expected="weights that require a gradient")
+    try:
+        copy.deepcopy(model)
+    except Exception as cause:  # a user's module may refuse in any way
+        raise ModelError(
+            f"{job.model} can't be copied for the control", found=type(cause).__name__
+        ) from cause
+    spec = replace(data.spec, n_classes=width)
+    return Data(replace(split, spec=spec), replace(data.test, spec=spec), spec), model
+
+
+def identity(job: EmbedJob, recipe: Recipe, scheme: Scheme, data: Data, model: nn.Module) -> dict[str, Any]:
+    """All that determines the result, so that a resumed run can't be another one unnoticed."""
+    split = data.to_train()
+    content = split.x.contiguous().numpy().tobytes() + split.y.numpy().tobytes()
+    return {
+        "recipe": asdict(recipe),
+        "scheme": scheme.name,
+        "parameters": scheme.parameters(),
+        "key": job.key.key_id,
+        "owner": job.key.owner,
+        "target p": job.target_p,
+        "budget": job.budget,
+        "strength": job.strength,
+        "margin": job.margin,
+        "method": job.method,
+        "model": job.model,
+        "first weights": weights_digest(model),
+        "data": sha256(content),
+        "spec": data.spec.to_json(),
+        "torch": str(torch.__version__),
+        "gradmark": __version__,
+    }

@@ -1,0 +1,202 @@
+"""``gradmark verify``: is this suspect ours? From what a user names to a verdict and its report."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import os
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from rich.console import Console
+
+from gradmark.codec import MarkFile
+from gradmark.commands.progress import Bar, Watched
+from gradmark.data import Data, load_data
+from gradmark.errors import DataError, EndpointError, MismatchError, UsageError
+from gradmark.keys import OwnerKey
+from gradmark.protocols import Access, BlackBox, Verdict, WhiteBox
+from gradmark.report import verdict_report, write_report
+from gradmark.schemes.linear import LinearMark
+from gradmark.suspects import HttpSuspect, open_suspect
+from gradmark.verify import DEFAULT_ALPHA, DEFAULT_QUERIES, verify, verify_linear
+
+
+@dataclass(frozen=True)
+class Endpoint:
+    """How an endpoint is asked. ``headers`` may hold a secret and is never shown."""
+
+    batch_size: int = 64
+    timeout: float = 30.0
+    journal: Path | None = None
+    headers: tuple[tuple[str, str], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Endpoint(batch_size={self.batch_size}, timeout={self.timeout}, journal={self.journal})"
+
+
+@dataclass(frozen=True)
+class VerifyJob:
+    """One question: ``suspect`` against ``key`` and ``mark``, or against a ``linear_mark`` file."""
+
+    suspect: str
+    data: str
+    key: OwnerKey | None = None
+    mark: Path | None = None
+    linear_mark: Path | None = None
+    model: str | None = None
+    access: Access | None = None
+    queries: int = DEFAULT_QUERIES
+    alpha: float = DEFAULT_ALPHA
+    keys_tried: int = 1
+    seed: int = 0
+    report: Path | None = None
+    endpoint: Endpoint = Endpoint()
+
+    def __post_init__(self) -> None:
+        if self.access not in (None, "white", "black"):
+            raise UsageError("No such access", expected="white or black", found=repr(self.access))
+        if (self.linear_mark is None) == (self.mark is None) or (self.mark is None) != (self.key is None):
+            raise UsageError("Which mark is looked for?", expected="--key and --mark, or --linear-mark alone")
+        if self.report is not None and self.report.suffix.lower() not in (".html", ".pdf"):
+            raise UsageError(
+                "A report can't have this file name", expected="*.html or *.pdf", found=self.report.name
+            )
+        if self.report is not None and not self.report.resolve().parent.is_dir():
+            raise UsageError("The report's folder doesn't exist", found=str(self.report.parent))
+        if self.report is not None:
+            need_for_reports(pdf=self.report.suffix.lower() == ".pdf")
+
+
+def run_verify(job: VerifyJob, console: Console) -> Verdict:
+    """The verdict; writes ``job.report`` if one is wanted. Progress goes to ``console``.
+
+    An endpoint's answers are kept in a journal until the verdict stands, so that a run that was cut
+    short asks nothing twice; a journal that the user named is kept for good.
+    """
+    mark = MarkFile.load(job.mark) if job.mark is not None else None
+    linear = LinearMark.load(job.linear_mark) if job.linear_mark is not None else None
+    if mark is not None and job.key is not None:
+        mark.check_key(job.key)
+    data = load_data(job.data)
+    journal, ours = _journal(
+        job, mark.digest if mark is not None else linear.digest if linear is not None else ""
+    )
+    suspect = _open(job, journal)
+    try:
+        with torch.random.fork_rng(devices=[]), Bar(console) as bar:
+            torch.manual_seed(job.seed)
+            verdict = _judge(job, mark, linear, suspect, data, bar)
+    except BaseException as error:
+        kept = journal is not None and _holds_answers(journal)
+        if ours and journal is not None and not kept:
+            journal.unlink(missing_ok=True)
+        if kept and isinstance(error, EndpointError):
+            told = f"The answers so far are in {journal}: the same command asks nothing twice"
+            fix = f"{error.fix.rstrip('.')}. {told}" if error.fix else told
+            raise EndpointError(error.what, expected=error.expected, found=error.found, fix=fix) from error
+        raise
+    finally:
+        if isinstance(suspect, HttpSuspect):
+            suspect.close()
+    if job.report is not None:
+        owner = job.key.owner if job.key is not None else "the linear mark's makers"
+        write_report(
+            verdict_report(
+                verdict, owner=owner, suspect_name=suspect.name, data_name=job.data, linear=linear is not None
+            ),
+            job.report,
+        )
+    if ours and journal is not None:
+        journal.unlink(missing_ok=True)
+    return verdict
+
+
+def _judge(
+    job: VerifyJob, mark: MarkFile | None, linear: LinearMark | None, suspect: BlackBox, data: Data, bar: Bar
+) -> Verdict:
+    access: Access = job.access or ("white" if isinstance(suspect, WhiteBox) else "black")
+    pool = data.test.all()
+    common = {"access": access, "alpha": job.alpha, "queries": job.queries, "keys_tried": job.keys_tried}
+    if access == "white":
+        classes = suspect.query(pool[0][:1]).shape[1] if pool[0].shape[1:] == data.spec.input_shape else 0
+        if mark is not None and pool[0].shape[1:] == mark.spec.input_shape and classes != mark.spec.n_classes:
+            raise MismatchError(
+                "The suspect doesn't fit the mark",
+                expected=f"{mark.spec.n_classes} classes",
+                found=str(classes),
+            )
+    watched = Watched(suspect, bar, job.queries) if access == "black" else suspect
+    if mark is not None and job.key is not None:
+        return verify(mark, job.key, watched, pool, **common)  # type: ignore[arg-type]
+    if linear is None:  # VerifyJob sees to it
+        raise UsageError("No mark was given")
+    if access == "white":
+        return verify_linear(linear, watched, pool, data.spec, **common)  # type: ignore[arg-type]
+    # labels alone may not name every class; the first query tells
+    spec = replace(data.spec, n_classes=suspect.query(pool[0][:1]).shape[1])
+    common["queries"] = max(2, job.queries - 1)
+    verdict = verify_linear(linear, watched, pool, spec, **common)  # type: ignore[arg-type]
+    return replace(verdict, queries=verdict.queries + 1)
+
+
+def _open(job: VerifyJob, journal: Path | None) -> BlackBox:
+    if not _is_endpoint(job.suspect):
+        return open_suspect(job.suspect, model=job.model)
+    if job.access == "white":
+        raise UsageError("An endpoint can't be read white-box", fix="leave --access out")
+    return HttpSuspect(
+        job.suspect, batch_size=job.endpoint.batch_size, timeout=job.endpoint.timeout, journal=journal,
+        headers=dict(job.endpoint.headers),
+    )  # fmt: skip
+
+
+def _journal(job: VerifyJob, mark_digest: str) -> tuple[Path | None, bool]:
+    """The journal of this question and whether it is ours to remove: beside the mark if need be."""
+    if not _is_endpoint(job.suspect):
+        if job.endpoint.journal is not None:
+            raise UsageError("Only an endpoint's answers are kept in a journal", fix="leave --journal out")
+        return None, False
+    if job.endpoint.journal is not None:
+        return job.endpoint.journal, False
+    name = hashlib.sha256(f"{job.suspect}\0{mark_digest}\0{job.data}".encode()).hexdigest()[:12]
+    beside = job.mark or job.linear_mark or Path()
+    folder = beside.parent if os.access(beside.parent, os.W_OK) else Path()
+    return folder / f"verify-{name}.journal", True
+
+
+def _holds_answers(journal: Path) -> bool:
+    try:
+        return journal.stat().st_size > 0
+    except OSError:
+        return False
+
+
+def _is_endpoint(suspect: str) -> bool:
+    return suspect.startswith(("http://", "https://"))
+
+
+def need_for_reports(*, pdf: bool = False) -> None:
+    """UsageError, before anything long starts, where a report couldn't be written in the end."""
+    missing = [
+        name for name in ("matplotlib", *(["typst"] if pdf else [])) if importlib.util.find_spec(name) is None
+    ]
+    if missing:
+        raise UsageError(f"The report needs {' and '.join(missing)}", fix="pip install 'gradmark[report]'")
+
+
+def parse_headers(lines: list[str]) -> tuple[tuple[str, str], ...]:
+    """``NAME: VALUE`` lines, or ``@FILE`` with one on each line. UsageError that shows no value."""
+    found = []
+    for line in lines:
+        try:
+            rows = Path(line[1:]).read_text().splitlines() if line.startswith("@") else [line]
+        except (OSError, UnicodeDecodeError) as cause:
+            raise DataError("The file of headers can't be read", expected="lines NAME: VALUE") from cause
+        for row in filter(str.strip, rows):
+            name, colon, value = row.partition(":")
+            if not colon or not name.strip() or not value.strip():
+                raise UsageError("A header makes no sense", expected="NAME: VALUE")
+            found.append((name.strip(), value.strip()))
+    return tuple(found)

@@ -1,0 +1,236 @@
+"""The report of one verification, for readers who weren't there: auditors and lawyers. Holds no secret."""
+
+from __future__ import annotations
+
+import math
+
+from gradmark.protocols import Outcome, Verdict
+from gradmark.report.model import Figure, Report, RowMark, Section, Table, Tone
+from gradmark.report.plots import evidence_by_queries, history_curve, readings
+from gradmark.report.words import TESTS, duration, odds, percent, power, probability, versions
+from gradmark.stats import wilson_interval
+
+TONES: dict[Outcome, Tone] = {"owned": "owned", "no-evidence": "none", "inconclusive": "inconclusive"}
+_PLAIN: RowMark = "plain"
+_MARKS: dict[Outcome, RowMark] = {"owned": "good", "no-evidence": "bad", "inconclusive": "plain"}
+_LINEAR = "this p-value is valid only if the arrays were fixed before the suspect existed"
+_MODIFIED = {
+    True: ("yes", "The suspect isn't, bit for bit or in its answers, the model that was sealed."),
+    False: ("no", "The suspect agrees with the seal that the owner made of the model."),
+    None: ("not tested", "No seal was given to compare with."),
+}
+
+
+def verdict_report(
+    verdict: Verdict, *, owner: str, suspect_name: str, data_name: str, linear: bool = False
+) -> Report:
+    """What was asked, the answer, how it was tested, the numbers, their limits, and how to repeat it all.
+
+    ``linear``: the mark came as arrays made by other software, so that no key binds it.
+    """
+    return Report(
+        title=f"Whose model is {suspect_name}?",
+        question=f"Does {suspect_name} carry the mark of {owner}?",
+        answer=answer(verdict, owner, suspect_name, linear=linear),
+        tone=TONES[verdict.outcome],
+        sections=(
+            _how(verdict, data_name, linear),
+            numbers(verdict),
+            *pictures(verdict),
+            _limits(verdict, suspect_name, linear),
+            _wrong(verdict, linear),
+            _reproduce(verdict, linear),
+        ),
+        footer=versions(verdict.version),
+    )
+
+
+def answer(verdict: Verdict, owner: str, suspect_name: str, *, linear: bool = False) -> str:
+    """The outcome in one or two sentences, with its odds in words."""
+    chance = odds(verdict.log10_p)
+    secret = "these arrays" if linear else "this key"
+    if verdict.outcome == "owned":
+        text = (
+            f"Yes: {suspect_name} carries the mark of {owner}. So good a match would happen by chance in "
+            f"{chance} models that have nothing to do with {secret}."
+        )
+    elif verdict.outcome == "no-evidence":
+        text = (
+            f"No evidence was found that {suspect_name} carries the mark of {owner}. A match this good "
+            f"happens by chance in {chance} models that have nothing to do with {secret}; the test asks for "
+            f"at most {_bar(verdict.alpha)}. This does not prove that the model is free of the mark."
+        )
+    else:
+        reason = (verdict.reason or "too few readings could be used").rstrip(".")
+        text = (
+            f"The test could not decide whether {suspect_name} carries the mark of {owner}: {reason}. This "
+            "counts neither for nor against anybody."
+        )
+    return f"{text} Condition: {_LINEAR}." if linear else text
+
+
+def numbers(verdict: Verdict) -> Section:
+    """Every number of the verdict with its meaning."""
+    used = max(verdict.n_bits - verdict.ties, verdict.n_match)
+    low, high = wilson_interval(verdict.n_match, used)
+    good = _MARKS[verdict.outcome]
+    tried = "already included in p" if verdict.keys_tried > 1 else "p needed no correction"
+    changed, changed_meaning = _MODIFIED[verdict.modified]
+    rows = (
+        ("p-value", probability(verdict.log10_p), "The chance of a match this good without the mark."),
+        ("log10 p", f"{verdict.log10_p:.2f}", "The same as a power of ten: one less is ten times stronger."),
+        ("Threshold", f"p ≤ {verdict.alpha:g}", "The mark counts as found only if p is no larger (alpha)."),
+        ("Bits that match", f"{verdict.n_match} of {used} ({percent(verdict.match)})",
+         f"Chance alone gives about half. 95% interval: {percent(low)} to {percent(high)}."),
+        ("Bits in the mark", str(verdict.n_bits), "Each is one yes-or-no question put to the model."),
+        ("Readings of zero", str(verdict.ties), "Readings that said nothing; the test leaves them out."),
+        ("Carriers", str(verdict.carriers), "Inputs at which the model was read."),
+        ("Queries", str(verdict.queries),
+         "Single inputs sent to the model." if verdict.access == "black" else "None: the model was at hand."),
+        ("Keys tried", str(verdict.keys_tried), f"How many keys were tried on this model; {tried}."),
+        ("Changed since sealed", changed, changed_meaning),
+        ("Time", duration(verdict.seconds), "What reading and testing took."),
+        ("Scheme", verdict.scheme, "The way in which the bits are carried."),
+        ("Fingerprint of the mark", verdict.mark or "none", "SHA-256 of the mark's file: which mark it was."),
+        ("Fingerprint of the suspect", verdict.suspect or "none",
+         "SHA-256 of the model's bytes, or of the address where it is offered."),
+    )  # fmt: skip
+    marks = (good, good, _PLAIN, good)
+    return Section("The numbers", tables=(Table(("Number", "Value", "Meaning"), rows, mark=marks),))
+
+
+def pictures(verdict: Verdict) -> tuple[Section, ...]:
+    """The readings, and the evidence against queries if the reading has a history."""
+    reading = verdict.reading
+    if reading is None or not len(reading.values):
+        return ()
+    words = [
+        "A reading tells how clearly, and in which direction, the model answers one bit of the mark. "
+        "Multiplied by its bit (+1 or -1), it is positive where the model agrees with the mark. The bars are "
+        "sorted, so that the picture gives away nothing about the mark. Without the mark, about as much lies "
+        "below zero as above."
+    ]
+    figures: list[Figure] = [readings(reading)]
+    if curve := history_curve(reading, verdict.test, verdict.keys_tried):
+        figures.append(evidence_by_queries({"this model": curve}, verdict.alpha))
+        words.append(
+            "The second picture shows the evidence as questions were added. It is an illustration: the "
+            "verdict uses only the end of the line, at the number of queries that was set in advance."
+        )
+    return (Section("The readings", tuple(words), figures=tuple(figures)),)
+
+
+def _how(verdict: Verdict, data_name: str, linear: bool) -> Section:
+    source = "in the arrays that were given" if linear else "drawn from the owner's secret key"
+    name, explained = TESTS[verdict.test]
+    if verdict.access == "white":
+        access = (
+            "The model itself was at hand. At each carrier, software computed how the model's scores change "
+            "when the input is nudged (the input gradient), and compared that change with secret directions."
+        )
+    else:
+        access = (
+            f"The model was only asked questions: {verdict.queries} single inputs were sent, and nothing but "
+            "the answers was used. Inputs were nudged along secret directions, and the answers compared."
+        )
+    return Section(
+        "How it was tested",
+        (
+            f"A mark is a list of {verdict.n_bits} secret directions, each with a bit (yes or no) that was "
+            f"fixed along with it; both are {source}. To place it, the owner trains the model until nudging "
+            "an input along a direction moved its answer the way the bit says. Nobody without the secret can "
+            "tell the directions from noise.",
+            access,
+            f"The readings were taken at {verdict.carriers} carriers: inputs from {data_name}, "
+            + ("all that the arrays ask for." if linear else "chosen by the key and not by hand."),
+            f"{name}. {explained}",
+            "Only more agreement than chance gives counts as evidence; a model that systematically disagrees "
+            "doesn't pass.",
+        ),
+    )
+
+
+def _limits(verdict: Verdict, suspect_name: str, linear: bool) -> Section:
+    committed = (
+        "The arrays come from other software, and nothing in them shows when they were made. Whoever has the "
+        f"model can compute arrays that fit it. Therefore {_LINEAR}, and this has to be shown by other means."
+        if linear
+        else "The key and the mark must have been committed to before the suspect existed: anyone can look "
+        "for a key that fits a model that is already there. The mark's file holds such a commitment; a dated "
+        "publication or time stamp of it shows that it is old enough."
+    )
+    n = verdict.keys_tried
+    stated = "the one key that was stated as tried" if n == 1 else f"the {n} keys stated as tried"
+    texts = [
+        "A p-value is not a probability of guilt. It says how often chance alone would do this well, and not "
+        "how likely it is that somebody copied the model.",
+        committed,
+        f"Trying many keys on one model finds a match sooner or later. p is corrected for {stated}; "
+        "tries that weren't stated aren't counted.",
+        "The test does not say who copied a model, when, how, or with what right; only whether the mark is "
+        "in it.",
+    ]
+    if verdict.outcome != "owned":
+        texts.append(
+            f"That no mark was found doesn't show that {suspect_name} is independent: a mark can be damaged "
+            "by changes to a model, and more queries or access to the model itself may find what this test "
+            "missed."
+        )
+    return Section("What this does not say", tuple(texts))
+
+
+def _wrong(verdict: Verdict, linear: bool) -> Section:
+    rows = [
+        (
+            "The secret isn't secret or is too young",
+            "It was known to, or made by, somebody who had the suspect.",
+        ),
+        ("More was tried than stated", "Keys, marks, data or settings were varied until the result pleased."),
+        (
+            "Another model answered",
+            "The file or address tested isn't the one in dispute: compare the fingerprint.",
+        ),
+        ("Another mark was tested", "Compare the mark's fingerprint with the one that was published."),
+        (
+            "The number of queries was changed",
+            "Testing went on until the result pleased instead of to a fixed end.",
+        ),
+    ]
+    if linear:
+        rows.insert(
+            0, ("The arrays were made to fit", "They were computed from the suspect, or after it existed.")
+        )
+    if verdict.access == "black":
+        rows.append(
+            (
+                "The service tampered with its answers",
+                "That can hide a mark, but not fake one without the secret.",
+            )
+        )
+    return Section("What would make it wrong", tables=(Table(("If", "That is"), tuple(rows)),))
+
+
+def _reproduce(verdict: Verdict, linear: bool) -> Section:
+    mark = "--linear-mark MARK.npz" if linear else "--key OWNER.key --mark mark.json"
+    queries = f" --queries {verdict.queries}" if verdict.access == "black" else ""
+    settings = f"--access {verdict.access}{queries} --alpha {verdict.alpha:g} --report again.html"
+    texts = [
+        f"Install gradmark {verdict.version}, put the real files in place of the capital letters, and run "
+        "the command below. The outcome and log10 p must be the same, up to rounding where another processor "
+        "computes."
+    ]
+    if verdict.keys_tried > 1:
+        texts.append(f"The p-value in this report is {verdict.keys_tried} times that of the one key alone.")
+    if not linear:
+        texts.append(
+            "The key is a secret: its owner runs the command before witnesses, or shows the key to a neutral "
+            "expert. The SHA-256 of mark.json must be the mark's fingerprint above."
+        )
+    command = f"gradmark verify SUSPECT {mark} --data DATA \\\n    {settings}"
+    return Section("How to reproduce this", tuple(texts), code=(command,))
+
+
+def _bar(alpha: float) -> str:
+    """``alpha`` as odds."""
+    exponent = -math.log10(alpha)
+    return f"1 of {power(round(exponent))}" if math.isclose(exponent, round(exponent)) else f"p = {alpha:g}"

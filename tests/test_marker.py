@@ -1,0 +1,219 @@
+"""The one line in a stranger's training loop: what it adds, and all that it leaves alone."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from conformance import KEY, SPECS, inputs, network, same_world, scheme_for, world
+from gradmark.embed import Marker
+from gradmark.errors import PreflightError, UsageError
+
+X, Y = inputs("vector", 256, seed=0)
+SCHEME = scheme_for("filter-gradient", "vector")
+
+
+def make(**more: Any) -> Marker:
+    return Marker(SCHEME, KEY, SPECS["vector"], **more)
+
+
+def loop(model: nn.Module, marker: Marker, steps: int, start: int = 0) -> list[float]:
+    """Plain SGD on batches that depend on the step alone; returns the penalties."""
+    optimizer, found = torch.optim.SGD(model.parameters(), 0.1), []
+    for step in range(start, start + steps):
+        part = torch.randperm(len(X), generator=torch.Generator().manual_seed(step))[:64]
+        penalty = marker.penalty(model, (X[part], Y[part]))
+        loss = F.cross_entropy(unwrapped(model(X[part])), Y[part]) + penalty
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(penalty.item())
+    return found
+
+
+def unwrapped(out: Any) -> Tensor:
+    return out[0] if isinstance(out, tuple) else out
+
+
+class Noisy(nn.Module):
+    """Batch norm, dropout, and a tuple of outputs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            self.body = nn.Sequential(nn.Linear(20, 48), nn.BatchNorm1d(48), nn.ReLU(), nn.Dropout(0.3))
+            self.head = nn.Linear(48, 10)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        hidden = self.body(x)
+        return self.head(hidden), hidden
+
+
+def test_one_line_marks() -> None:
+    marker, model = make(weight=5.0, margin=0.5, every=1), network("vector")
+    loop(model, marker, 200)
+    status = marker.status()
+    assert status.n_bits == 64
+    assert status.match > 0.9
+    assert status.log10_p < -10
+
+
+@pytest.mark.parametrize("every", [1, 2, 3])
+def test_skipped_steps_cost_nothing(every: int) -> None:
+    marker, model = make(every=every, weight=1.0), network("vector")
+    for step in range(7):
+        penalty = marker.penalty(model, (X[:32], Y[:32]))
+        assert penalty.shape == ()
+        assert (penalty.item() == 0) == bool(step % every)
+        assert penalty.requires_grad == (not step % every)
+
+
+@pytest.mark.parametrize("method", ["auto", "exact", "central-difference"])
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_and_the_world_stay(method: str, training: bool) -> None:
+    model = Noisy().train(training)
+    model.body[1].eval()  # a frozen norm inside a training model
+    marker = make(method=method, every=1)
+    F.cross_entropy(model(X[:32])[0], Y[:32]).backward()
+    before = world(model)
+    for _ in range(20):
+        penalty = marker.penalty(model, (X[:32], Y[:32]))
+    assert same_world(before, world(model))
+    penalty.backward()
+
+
+def test_a_failing_forward_leaves_the_mode_as_it_was() -> None:
+    model, marker = Noisy().train(), make(every=1)
+    marker.penalty(model, (X[:32], Y[:32]))
+    before = world(model)
+    with pytest.raises(RuntimeError):
+        marker.penalty(model, (X[:32, :7], Y[:32]))
+    assert same_world(before, world(model))
+
+
+@pytest.mark.parametrize("fixed", [None, 2.0])
+def test_a_resumed_run_has_the_same_penalties(fixed: float | None) -> None:
+    model, marker = network("vector"), make(weight=fixed, seed=4)
+    loop(model, marker, 40)
+    state, weights = copy.deepcopy(marker.state_dict()), copy.deepcopy(model.state_dict())
+    on = loop(model, marker, 40, start=40)
+    again, fresh = network("vector", seed=9), make(weight=fixed, seed=77)
+    again.load_state_dict(weights)
+    fresh.load_state_dict(state)
+    assert fresh.status() == MarkStatusOf(state, fresh)
+    assert loop(again, fresh, 40, start=40) == on
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(model.state_dict().values(), again.state_dict().values(), strict=True)
+    )
+
+
+def MarkStatusOf(state: dict[str, Any], like: Marker) -> object:
+    """The status of yet another marker with the same state: a value, not an identity."""
+    other = make(weight=like.fixed_weight)
+    other.load_state_dict(copy.deepcopy(state))
+    return other.status()
+
+
+def test_its_state_survives_a_file(tmp_path: Any) -> None:
+    model, marker = network("vector"), make()
+    loop(model, marker, 10)
+    torch.save(marker.state_dict(), tmp_path / "marker.pt")
+    fresh = make()
+    fresh.load_state_dict(torch.load(tmp_path / "marker.pt", weights_only=True))
+    assert fresh.status() == marker.status()
+
+
+def test_a_greater_budget_or_strength_pushes_harder() -> None:
+    weights = []
+    for more in ({"budget": 0.1}, {"budget": 1.0}, {"strength": 5.0}, {"strength": 5.0, "budget": 0.01}):
+        marker = make(every=1, **more)
+        marker.penalty(network("vector"), (X[:32], Y[:32]))
+        weights.append(marker.status().weight)
+    assert 0 < weights[0] < weights[1] < weights[2]
+    assert weights[2] == weights[3]
+
+
+def test_the_weight_can_be_fixed() -> None:
+    one, two = make(weight=1.0, every=1), make(weight=2.5, every=1)
+    model = network("vector")
+    a, b = (marker.penalty(model, (X[:32], Y[:32])).item() for marker in (one, two))
+    assert b == pytest.approx(2.5 * a)
+    assert two.status().weight == 2.5
+
+
+def test_the_push_relaxes_once_the_target_is_met() -> None:
+    pushes = []
+    for target in (-1.0, -300.0):
+        marker = make(every=1, target_log10_p=target, strength=3.0, margin=0.3)
+        loop(network("vector"), marker, 200)
+        pushes.append(marker.status().push)
+    assert pushes[0] < 0.5
+    assert pushes[1] == 1.0
+
+
+def test_the_same_seed_gives_the_same_penalties() -> None:
+    runs = [loop(network("vector"), make(seed=seed), 20) for seed in (1, 1, 2)]
+    assert runs[0] == runs[1] != runs[2]
+
+
+@pytest.mark.parametrize("method", ["exact", "central-difference"])
+def test_autocast_is_no_obstacle(method: str) -> None:
+    model, marker = network("vector"), make(method=method, weight=1.0, every=1)
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    for _ in range(3):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = F.cross_entropy(model(X[:64]), Y[:64]) + marker.penalty(model, (X[:64], Y[:64]))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        assert loss.dtype == torch.float32
+        assert bool(torch.isfinite(loss))
+
+
+def test_dropout_batch_norm_and_tuples_are_no_obstacle() -> None:
+    model, marker = Noisy().train(), make(weight=5.0, margin=0.5, every=1)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        loop(model, marker, 200)
+    assert marker.status().log10_p < -6
+
+
+def test_inputs_may_require_gradients_of_their_own() -> None:
+    x = X[:32].clone().requires_grad_()
+    make(weight=1.0, every=1).penalty(network("vector"), (x, Y[:32])).backward()
+    assert x.grad is None
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"target_log10_p": 0.0},
+        {"budget": 0.0},
+        {"budget": -1.0},
+        {"margin": 0.0},
+        {"carriers": 0},
+        {"every": 0},
+        {"method": "guess"},
+    ],
+)
+def test_settings_without_sense_are_refused(more: dict[str, Any]) -> None:
+    with pytest.raises(UsageError):
+        make(**more)
+
+
+def test_a_frozen_model_is_refused() -> None:
+    with pytest.raises(PreflightError, match="no weight of the model requires a gradient"):
+        make().penalty(network("vector").requires_grad_(False), (X[:32], Y[:32]))
+
+
+def test_no_secret_is_shown() -> None:
+    assert "FilterGradient(" in repr(make())
+    assert "bits=64" in repr(make())
+    assert "tensor" not in repr(make())
