@@ -223,6 +223,19 @@ def test_a_model_that_cant_be_copied_is_refused() -> None:
     assert "never copied" in check(Stuck(), "exact").reason
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_failing_forward_is_a_reason(method: str) -> None:
+    class Fails(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(3))
+
+        def forward(self, x: Tensor) -> Tensor:
+            raise NotImplementedError
+
+    assert "NotImplementedError" in check(Fails(), method).reason
+
+
 @pytest.mark.parametrize("wanted", METHODS)
 def test_a_wanted_method_is_respected(wanted: str) -> None:
     assert choose(network("vector"), wanted).method == wanted

@@ -129,7 +129,8 @@ class PatternDirections:
 def orthonormal(columns: Tensor) -> Tensor:
     """Gram-Schmidt of the columns (..., rows, n): unique, so every linear algebra library agrees."""
     q, r = torch.linalg.qr(columns)
-    return q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    unique: Tensor = q * r.diagonal(dim1=-2, dim2=-1).sign()[..., None, :]
+    return unique
 
 
 def capacity(spec: ModelSpec, kernel_size: int) -> int:

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn.utils import prune
 
 from gradmark.protocols import Batch
 
@@ -23,13 +22,17 @@ class Prune:
 
     def run(self, model: nn.Module, data: Iterable[Batch], generator: torch.Generator) -> nn.Module:
         attacked = copy.deepcopy(model)
-        layers = [
-            (module, "weight")
-            for module in attacked.modules()
-            if isinstance(weight := getattr(module, "weight", None), nn.Parameter) and weight.ndim > 1
-        ]
-        if self.fraction > 0:
-            prune.global_unstructured(layers, pruning_method=prune.L1Unstructured, amount=self.fraction)
-            for module, name in layers:
-                prune.remove(module, name)
+        weights = [p for p in _weights(attacked) if p.is_floating_point()]
+        sizes = torch.cat([p.detach().abs().flatten() for p in weights])
+        smallest = sizes.topk(round(self.fraction * len(sizes)), largest=False, sorted=False).indices
+        kept = torch.ones_like(sizes).index_fill_(0, smallest, 0.0).split([p.numel() for p in weights])
+        with torch.no_grad():
+            for p, part in zip(weights, kept, strict=True):
+                p.mul_(part.reshape(p.shape))
         return attacked.eval()
+
+
+def _weights(model: nn.Module) -> list[nn.Parameter]:
+    """Each layer's ``weight`` with two axes or more, shared ones once."""
+    found = {id(w): w for m in model.modules() if (w := getattr(m, "weight", None)) is not None}
+    return [w for w in found.values() if isinstance(w, nn.Parameter) and w.ndim > 1]

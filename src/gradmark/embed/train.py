@@ -23,7 +23,7 @@ from gradmark.data import Split
 from gradmark.embed.marker import Marker, MarkStatus
 from gradmark.errors import ModelError, ResumeError, UsageError
 from gradmark.protocols import Batch
-from gradmark.suspects.checks import unwrap
+from gradmark.suspects.checks import brief, unwrap
 
 Augment = Literal["none", "shift", "shift-flip"]
 _SAVE_SECONDS = 20.0
@@ -216,9 +216,7 @@ def _load(path: Path, stage: str, recipe: Recipe) -> dict[str, Any]:
         state: dict[str, Any] = torch.load(path, weights_only=True)
         same = state["stage"] == stage and state["recipe"] == asdict(recipe)
     except Exception as cause:  # torch raises many kinds on damaged files
-        raise ResumeError(
-            "The checkpoint can't be read", found=str(cause).splitlines()[0], fix="start afresh"
-        ) from cause
+        raise ResumeError("The checkpoint can't be read", found=brief(cause), fix="start afresh") from cause
     if not same:
         raise ResumeError(
             "The checkpoint is of another run", expected=str(recipe), found=str(state["recipe"])
