@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,10 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.extra or self.stride > 1:
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2))
+            x = F.pad(
+                x[:, :, :: self.stride, :: self.stride],
+                (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2),
+            )
         return F.relu(x + y)
 
 
@@ -44,7 +48,7 @@ class ResNet20(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.conv, self.bn = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        widths = [(16, 16, 1), (16, 16, 1), (16, 16, 1), (16, 32, 2), (32, 32, 1), (32, 32, 1), (32, 64, 2), (64, 64, 1), (64, 64, 1)]  # fmt: skip
+        widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
         self.blocks = nn.Sequential(*[Block(*w) for w in widths])
         self.head = nn.Linear(64, 10)
         for m in self.modules():
@@ -70,8 +74,11 @@ def load_cifar(cache: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         arrays = {}
         for split in ("train", "test"):
             blob, offset = archive[f"{split}_jpeg"].tobytes(), archive[f"{split}_offset"]
-            images = [np.asarray(Image.open(io.BytesIO(blob[a:b]))) for a, b in zip(offset[:-1], offset[1:], strict=True)]
-            arrays[f"x_{split}"], arrays[f"y_{split}"] = np.stack(images), archive[f"{split}_label"].astype(np.int64)
+            images = [np.asarray(Image.open(io.BytesIO(blob[a:b]))) for a, b in pairwise(offset)]
+            arrays[f"x_{split}"], arrays[f"y_{split}"] = (
+                np.stack(images),
+                archive[f"{split}_label"].astype(np.int64),
+            )
         cache.parent.mkdir(parents=True, exist_ok=True)
         np.savez(cache, **arrays)
     archive = np.load(cache)
@@ -106,12 +113,15 @@ def shifted(x: Tensor, generator: torch.Generator) -> Tensor:
     rows = shift[0][:, None] + torch.arange(32)
     columns = shift[1][:, None] + torch.arange(32)
     columns = torch.where(flip[:, None], columns.flip(1), columns)
-    return F.pad(x, (4, 4, 4, 4))[torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+    return F.pad(x, (4, 4, 4, 4))[
+        torch.arange(n)[:, None, None], :, rows[:, :, None], columns[:, None, :]
+    ].permute(0, 3, 1, 2)
 
 
 def fit(
     net: nn.Module, x: Tensor, y: Tensor, schedule: Schedule, seed: int, checkpoint: Path,
-    marker: Any = None, start: int = 0, keep: dict[int, Path] | None = None, log: Callable[[str], None] = print,
+    marker: Any = None, start: int = 0, keep: dict[int, Path] | None = None,
+    log: Callable[[str], None] = print,
 ) -> None:  # fmt: skip
     """The user's own loop: one line for the mark. bf16 autocast, channels last, saved every epoch.
 
@@ -137,7 +147,11 @@ def fit(
         for k in range(per_epoch):
             step = epoch * per_epoch + k
             warm = schedule.warmup * steps
-            rate = min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * max(0.0, step - warm) / (steps - warm)))
+            rate = (
+                min(1.0, (step + 1) / warm)
+                * 0.5
+                * (1 + math.cos(math.pi * max(0.0, step - warm) / (steps - warm)))
+            )
             for group in optimizer.param_groups:
                 group["lr"] = schedule.lr * rate
             index = order[k * schedule.batch : (k + 1) * schedule.batch]
@@ -153,7 +167,8 @@ def fit(
             optimizer.step()
             losses.append(float(task.detach()))
         status = "" if marker is None else f" {marker.status()}"
-        log(f"epoch {epoch + 1}/{schedule.epochs} loss {np.mean(losses):.3f} {time.perf_counter() - clock:.0f}s{status}")
+        took = time.perf_counter() - clock
+        log(f"epoch {epoch + 1}/{schedule.epochs} loss {np.mean(losses):.3f} {took:.0f}s{status}")
         state = {"net": net.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1}
         if marker is not None:
             state["marker"] = marker.state_dict()
@@ -168,7 +183,10 @@ def correct(net: nn.Module, x: Tensor, y: Tensor) -> int:
     """How many of the images the network classifies rightly, in float32."""
     net.eval()
     with torch.no_grad():
-        return sum(int((net(a.float() / 255).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
+        return sum(
+            int((net(a.float() / 255).argmax(1) == b).sum())
+            for a, b in zip(x.split(500), y.split(500), strict=True)
+        )
 
 
 def described(schedule: Schedule) -> dict[str, Any]:

@@ -22,9 +22,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar import AFTERWARDS, FROM_SCRATCH, correct, described, fit, load_cifar, resnet20
 
-from gradmark import FilterGradient, MarkFile, Marker, ModelSpec, OwnerKey, __version__, verify
+from cifar import AFTERWARDS, FROM_SCRATCH, correct, described, fit, load_cifar, resnet20
+from gradmark import FilterGradient, Marker, MarkFile, ModelSpec, OwnerKey, __version__, verify
 from gradmark.stats import wilson_interval
 from gradmark.suspects import ModuleSuspect
 
@@ -38,7 +38,9 @@ def versions() -> dict[str, str]:
     return {"gradmark": __version__, "torch": torch.__version__, "python": platform.python_version()}
 
 
-def cell(name: str, net: Any, seed: int, data: tuple[Any, ...], key: OwnerKey, extra: dict[str, Any]) -> dict[str, Any]:
+def cell(
+    name: str, net: Any, seed: int, data: tuple[Any, ...], key: OwnerKey, extra: dict[str, Any]
+) -> dict[str, Any]:
     """Accuracy on 10,000 test images; verdicts by 5 disjoint sets of 200 test carriers each way."""
     x, y = data
     right, start = correct(net, x, y), time.perf_counter()
@@ -49,13 +51,39 @@ def cell(name: str, net: Any, seed: int, data: tuple[Any, ...], key: OwnerKey, e
         pool = x[part * 200 : part * 200 + 200].float() / 255, y[part * 200 : part * 200 + 200]
         for access, queries in (("white", 2), ("black", 2000)):
             v = verify(mark, key, suspect, pool, access=access, queries=queries)
-            verdicts.append({k: v.to_json()[k] for k in ("access", "queries", "log10_p", "match", "n_match", "ties", "outcome")} | {"part": part})
+            verdicts.append(
+                {
+                    k: v.to_json()[k]
+                    for k in ("access", "queries", "log10_p", "match", "n_match", "ties", "outcome")
+                }
+                | {"part": part}
+            )
     low, high = wilson_interval(right, len(y))
-    row = {"name": name, "seed": seed, "accuracy": right / len(y), "accuracy_95": [low, high], "verdicts": verdicts}
-    return row | {"key": f"OwnerKey.from_seed({seed})", "seconds": round(time.perf_counter() - start, 1), **extra, "versions": versions()}
+    row = {
+        "name": name,
+        "seed": seed,
+        "accuracy": right / len(y),
+        "accuracy_95": [low, high],
+        "verdicts": verdicts,
+    }
+    return row | {
+        "key": f"OwnerKey.from_seed({seed})",
+        "seconds": round(time.perf_counter() - start, 1),
+        **extra,
+        "versions": versions(),
+    }
 
 
-def run(name: str, seed: int, work: Path, data: tuple[Any, ...], *, start_from: Path | None = None, weights_of: Path | None = None, **settings: Any) -> None:
+def run(
+    name: str,
+    seed: int,
+    work: Path,
+    data: tuple[Any, ...],
+    *,
+    start_from: Path | None = None,
+    weights_of: Path | None = None,
+    **settings: Any,
+) -> None:
     """Train (or resume) one network and write its cell, unless the cell is there already."""
     out = RESULTS / f"{name}-{seed}.json"
     if out.exists():
@@ -70,13 +98,32 @@ def run(name: str, seed: int, work: Path, data: tuple[Any, ...], *, start_from: 
     if start_from and not checkpoint.exists():
         checkpoint.write_bytes(start_from.read_bytes())
     key = OwnerKey.from_seed(seed)
-    marker = Marker(FilterGradient(), key, SPEC, seed=seed, **settings["marker"]) if "marker" in settings else None
+    marker = (
+        Marker(FilterGradient(), key, SPEC, seed=seed, **settings["marker"]) if "marker" in settings else None
+    )
     keep = {JOIN: work / f"control-{seed}-epoch16.ckpt"} if name == "control" else None
     clock = time.perf_counter()
-    fit(net, x, y, schedule, seed + (100 if weights_of else 0), checkpoint, marker, 0 if weights_of else JOIN, keep,
-        log=lambda line: print(f"{name}-{seed}: {line}", flush=True))  # fmt: skip
-    extra = {"schedule": described(schedule), "marker": None if marker is None else {"repr": repr(marker), **settings["marker"]}}
-    row = cell(name, net, seed, (x_test, y_test), key, extra | {"train_seconds": round(time.perf_counter() - clock)})
+    order = seed + (100 if weights_of else 0)
+    start = 0 if weights_of else JOIN
+    fit(
+        net,
+        x,
+        y,
+        schedule,
+        order,
+        checkpoint,
+        marker,
+        start,
+        keep,
+        lambda line: print(f"{name}-{seed}: {line}", flush=True),
+    )
+    extra = {
+        "schedule": described(schedule),
+        "marker": None if marker is None else {"repr": repr(marker), **settings["marker"]},
+    }
+    row = cell(
+        name, net, seed, (x_test, y_test), key, extra | {"train_seconds": round(time.perf_counter() - clock)}
+    )
     RESULTS.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(row, indent=1) + "\n")
     shown = [(v["access"], v["queries"], round(v["log10_p"], 1)) for v in row["verdicts"][:2]]
@@ -84,7 +131,9 @@ def run(name: str, seed: int, work: Path, data: tuple[Any, ...], *, start_from: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
@@ -98,13 +147,27 @@ def main() -> None:
         if "control" in args.only:
             run("control", seed, args.work, data)
         if "scratch" in args.only:
-            run("scratch", seed, args.work, data, start_from=args.work / f"control-{seed}-epoch16.ckpt", marker={})
+            run(
+                "scratch",
+                seed,
+                args.work,
+                data,
+                start_from=args.work / f"control-{seed}-epoch16.ckpt",
+                marker={},
+            )
         if "after" in args.only:
             run("after", seed, args.work, data, weights_of=control, marker={})
             run("after-control", seed, args.work, data, weights_of=control)
     if "front" in args.only and 0 in args.seeds:
         for budget in FRONT:
-            run(f"front-{budget}", 0, args.work, data, weights_of=args.work / "control-0.ckpt", marker={"budget": budget})
+            run(
+                f"front-{budget}",
+                0,
+                args.work,
+                data,
+                weights_of=args.work / "control-0.ckpt",
+                marker={"budget": budget},
+            )
 
 
 if __name__ == "__main__":

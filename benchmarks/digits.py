@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradmark import MarkFile, Marker, OwnerKey, __version__, verify
+from gradmark import Marker, MarkFile, OwnerKey, __version__, verify
 from gradmark.data import Split, load_data
 from gradmark.demo.run import MARKER, RECIPE, SCHEME, DigitsNet
 from gradmark.embed import accuracy_of, train
@@ -53,16 +53,27 @@ def one(track: str, seed: int) -> dict[str, Any]:
     mark = MarkFile.create(key, SCHEME.name, SCHEME.parameters(), spec, "signed-rank", 200)
     stranger = OwnerKey.from_seed(seed + 1000)
     other = MarkFile.create(stranger, SCHEME.name, SCHEME.parameters(), spec, "signed-rank", 200)
-    asked = (("owner", mark, key, "marked"), ("control", mark, key, "control"), ("wrong key", other, stranger, "marked"))
+    asked = (
+        ("owner", mark, key, "marked"),
+        ("control", mark, key, "control"),
+        ("wrong key", other, stranger, "marked"),
+    )
     for who, file, holder, side in asked:
         for access in ("white", "black"):
             v = verify(file, holder, ModuleSuspect(nets[side]), sides[1].all(), access=access, queries=2000)
-            row[f"{who}, {access}"] = {"log10_p": v.log10_p, "match": v.match, "queries": v.queries, "outcome": v.outcome}
+            row[f"{who}, {access}"] = {
+                "log10_p": v.log10_p,
+                "match": v.match,
+                "queries": v.queries,
+                "outcome": v.outcome,
+            }
     return row | {"scheme": SCHEME.parameters(), "marker": MARKER, "recipe": asdict(RECIPE)}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2, 3, 4])
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -77,7 +88,11 @@ def main() -> None:
         cost = [100 * (r["accuracy_control"] - r["accuracy_marked"]) for r in rows]
         low, high = mean_interval(cost)
         worst = [max(r[f"owner, {a}"]["log10_p"] for r in rows) for a in ("white", "black")]
-        print(f"{track}: accuracy cost {sum(cost) / len(cost):.2f} points [{low:.2f}, {high:.2f}], weakest log10 p white {worst[0]:.1f}, black {worst[1]:.1f}", flush=True)
+        print(
+            f"{track}: accuracy cost {sum(cost) / len(cost):.2f} points [{low:.2f}, {high:.2f}],",
+            f"weakest log10 p white {worst[0]:.1f}, black {worst[1]:.1f}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

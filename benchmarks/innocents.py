@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from cifar import SHARED, load_cifar, resnet20
 from torch import Tensor, nn
 
+from cifar import SHARED, load_cifar, resnet20
 from gradmark import FilterGradient, ModelSpec, OwnerKey, __version__
 from gradmark.stats import ks_uniform, randomised_p, run_test, wilson_interval
 from gradmark.suspects import ModuleSuspect, open_suspect
@@ -82,7 +82,9 @@ def family(spec: ModelSpec, networks: dict[str, Any], pool: tuple[Tensor, Tensor
         for name, suspect in remembered.items():
             reading = scheme.read(mark, suspect, pool, access="white", carriers=200)
             values = (reading.values * reading.bits).numpy()
-            rows[name].append((run_test("signed-rank", values).log10_p, randomised_p("signed-rank", values, coin)))
+            rows[name].append(
+                (run_test("signed-rank", values).log10_p, randomised_p("signed-rank", values, coin))
+            )
         if k % 50 == 49:
             print(f"{spec.input_shape}: {k + 1} keys", flush=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -96,11 +98,16 @@ def family(spec: ModelSpec, networks: dict[str, Any], pool: tuple[Tensor, Tensor
             "smallest_log10_p": float(log10_p.min()), "first_key": FIRST_KEY, "version": __version__,
         }  # fmt: skip
         (RESULTS / f"{name}.json").write_text(json.dumps(row, indent=1) + "\n")
-        print(f"{name}: KS p {ks:.3f}, below .05: {below / keys:.3f}, smallest log10 p {log10_p.min():.1f}", flush=True)
+        print(
+            f"{name}: KS p {ks:.3f}, below .05: {below / keys:.3f}, smallest log10 p {log10_p.min():.1f}",
+            flush=True,
+        )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--keys", type=int, default=1000)
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
     parser.add_argument("--threads", type=int, default=2)
@@ -111,14 +118,24 @@ def main() -> None:
     grey = {n: open_suspect(p) for n, p in third.items() if "mnist" in n or "fashion" in n}
     if "mnist" in args.only:
         mnist = np.load(SHARED / "data" / "mnist.npz")
-        pool = torch.from_numpy(mnist["x_test"][:POOL, None]).float() / 255, torch.from_numpy(mnist["y_test"][:POOL]).long()
+        pool = (
+            torch.from_numpy(mnist["x_test"][:POOL, None]).float() / 255,
+            torch.from_numpy(mnist["y_test"][:POOL]).long(),
+        )
         family(ModelSpec("image", (1, 28, 28), 10, 0.0, 1.0, 255), grey, pool, args.keys)
     if "cifar" in args.only:
         x_test, y_test = load_cifar(args.work / "cifar.npz")[2:]
         colour = {n: open_suspect(p) for n, p in third.items() if n not in grey}
-        for path in sorted(args.work.glob("control-[0-9].ckpt")) + sorted(args.work.glob("scratch-[0-9].ckpt")):
+        for path in sorted(args.work.glob("control-[0-9].ckpt")) + sorted(
+            args.work.glob("scratch-[0-9].ckpt")
+        ):
             colour[f"own-{path.stem}"] = ModuleSuspect(own(path))
-        family(ModelSpec("image", (3, 32, 32), 10, 0.0, 1.0, 255), colour, (x_test[:POOL].float() / 255, y_test[:POOL]), args.keys)
+        family(
+            ModelSpec("image", (3, 32, 32), 10, 0.0, 1.0, 255),
+            colour,
+            (x_test[:POOL].float() / 255, y_test[:POOL]),
+            args.keys,
+        )
 
 
 if __name__ == "__main__":

@@ -35,7 +35,7 @@ SPECS = {
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("filter-gradient", "grey"): {"step": 0.2},
     ("filter-gradient", "vector"): {"step": 0.1},
-    ("filter-gradient", "mono"): {"step": 0.1, "kernel_size": 17},
+    ("filter-gradient", "mono"): {"step": 0.1},
     ("filter-gradient", "stereo"): {"step": 0.1},
 }
 KEY = OwnerKey.from_seed(1, "Owner")

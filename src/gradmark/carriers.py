@@ -3,8 +3,8 @@
 A direction must suit the architecture (``docs/science.md`` has the measurements). Convolutional
 nets hardly see absolute position, so for images and signals the direction at an input is that
 input *filtered by a keyed kernel*: it moves with the picture, and crops and flips don't hurt. For
-vectors, where position is meaning, it is a keyed pattern. Each class has directions of its own,
-because natural sensitivities (blur, contrast) are common to all classes and cancel that way.
+vectors, where position is meaning, it is a keyed pattern. Classes share directions, or have their
+own by groups.
 
 Every direction has root-mean-square amplitude ``step``: in units of the input's natural scale for
 images and vectors, of the input's own loudness for signals (a fixed signal-to-noise ratio).
@@ -29,7 +29,7 @@ from gradmark.protocols import ModelSpec
 # estimates, so nothing about a data set can leak into the mark.
 _NEIGHBOUR = {"image": 0.95, "signal": 0.9}
 _CHANNEL = 0.9
-_SOFT = 0.5
+_SOFT = 0.5  # magnitude, relative to the mean, at which a filtered sample counts half
 _QUIET = 1e-6  # below this amplitude an input (or its filtered copy) counts as silence
 
 
@@ -81,17 +81,16 @@ class FilterDirections:
         taps = kernels.shape[4:]
         b, k = kernels.shape[:2]
         planes = x.reshape(b, -1, *x.shape[x.ndim - len(taps) :])  # a mono signal has no channel axis
-        channels, size = planes.shape[1], planes.shape[2:]
+        channels = planes.shape[1]
         padding = [t // 2 for t in reversed(taps) for _ in range(2)]
-        padded = F.pad(planes, padding, mode="reflect").reshape(
-            1, b * channels, *[s + t - 1 for s, t in zip(size, taps, strict=True)]
-        )
+        padded = F.pad(planes, padding, mode="reflect")
+        padded = padded.reshape(1, b * channels, *padded.shape[2:])
         convolve = F.conv2d if len(taps) == 2 else F.conv1d
         y = convolve(padded, kernels.reshape(b * k * channels, channels, *taps), groups=b)
         y = y.reshape(b, k, -1)
         y = y - y.mean(-1, keepdim=True)
-        # Compressed, so that texture everywhere counts and not one strong edge: the black border of
-        # a padded crop otherwise holds nearly all the energy, and the mark is learnt on it alone.
+        # Compressed, so that texture everywhere counts and not one strong edge, such as the black
+        # border of a padded crop.
         y = y / (y.abs() + _SOFT * y.abs().mean(-1, keepdim=True)).clamp_min(_QUIET)
         loudness = y.square().mean(-1, keepdim=True).sqrt()
         amplitude: Tensor | float = self.step * self.scale
@@ -138,8 +137,7 @@ def capacity(spec: ModelSpec, kernel_size: int) -> int:
     if spec.domain == "vector":
         return int(np.prod(spec.input_shape))
     channels = spec.input_shape[0] if len(spec.input_shape) > 1 else 1
-    taps = kernel_size**2 if spec.domain == "image" else kernel_size
-    return channels * channels * taps
+    return channels * channels * kernel_size**2
 
 
 def keyed_directions(
@@ -148,8 +146,9 @@ def keyed_directions(
 ) -> Directions:  # fmt: skip
     """Derive the directions of a mark.
 
-    ``kernel_size``: taps along each axis (odd). ``whitening``: 0 leaves kernels white, 1 evens out
-    their response to natural inputs. Raises UsageError where the input is too small for them.
+    ``kernel_size``: taps along each axis of an image's kernel (odd); a signal's has its square.
+    ``whitening``: 0 leaves kernels white, 1 evens out their response to natural inputs. Raises
+    UsageError where the input is too small for them.
     """
     room = capacity(spec, kernel_size)
     if n > room:
@@ -164,14 +163,13 @@ def keyed_directions(
     if spec.domain == "vector":
         return PatternDirections((basis * room**0.5).float(), step, spec.scale)
     channels = spec.input_shape[0] if len(spec.input_shape) > 1 else 1
-    axes = 2 if spec.domain == "image" else 1
-    if kernel_size % 2 == 0 or min(spec.input_shape[-axes:]) <= kernel_size // 2:
+    taps = (kernel_size,) * 2 if spec.domain == "image" else (kernel_size**2,)
+    if kernel_size % 2 == 0 or min(spec.input_shape[-len(taps) :]) <= taps[0] // 2:
         raise UsageError(
             "The kernel doesn't fit the input",
-            expected=f"an odd size, at most {2 * min(spec.input_shape[-axes:]) - 1}",
-            found=str(kernel_size),
+            expected=f"an odd number of taps, at most {2 * min(spec.input_shape[-len(taps) :]) - 1}",
+            found=str(taps[0]),
         )
-    taps = (kernel_size,) * axes
     rows = basis.reshape(groups, n, channels, -1) @ _whitener(
         channels, taps, _NEIGHBOUR[spec.domain], whitening
     )

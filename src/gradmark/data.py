@@ -223,7 +223,7 @@ def _infer_spec(x: Any, n_classes: int) -> ModelSpec:
     if x.dtype == np.uint8 and len(shape) == 3:
         return ModelSpec("image", shape, n_classes, 0.0, 1.0, 255)
     if x.dtype == np.int16:
-        return ModelSpec("signal", shape, n_classes, -1.0, 1.0, 65536)
+        return ModelSpec("signal", shape, n_classes, -1.0, 32767 / 32768, 65535)
     domain: Domain = "image" if len(shape) == 3 else "signal" if len(shape) == 2 else "vector"
     low, high = float(x.min()), float(x.max())
     if domain != "vector" and low >= 0 and high <= 1:

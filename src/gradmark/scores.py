@@ -25,6 +25,14 @@ def probabilities(scores: Tensor) -> Tensor | None:
     return scores.clamp_min(1e-12)
 
 
+def check_classes(scores: Tensor, n_classes: int) -> None:
+    """Raises MismatchError unless the scores (b, C) are of ``n_classes`` classes."""
+    if scores.shape[1] != n_classes:
+        raise MismatchError(
+            "The suspect doesn't fit the mark", expected=f"{n_classes} classes", found=f"{scores.shape[1]}"
+        )
+
+
 def log_scores(scores: Tensor, n_classes: int) -> Tensor:
     """Logits up to a constant per row (b, C), float64, from logits or probabilities.
 
@@ -32,10 +40,7 @@ def log_scores(scores: Tensor, n_classes: int) -> Tensor:
     all of them (at most 6 decimals), so that a class rounded to zero reads as a tie and not as
     an infinite difference. Raises MismatchError on a wrong number of classes.
     """
-    if scores.shape[1] != n_classes:
-        raise MismatchError(
-            "The suspect doesn't fit the mark", expected=f"{n_classes} classes", found=f"{scores.shape[1]}"
-        )
+    check_classes(scores, n_classes)
     if probabilities(scores) is None:
         return scores.double()
     decimals = _decimals(scores)

@@ -112,7 +112,9 @@ class Marker:
             self._watch(signed.detach(), index)
             # A bit pushes while its mean reading falls short of the margin, and each input while it
             # stays below a few margins: the mean is reached with the least disturbance.
-            gate = (1 - self._readings / self.margin).clamp(0, 1).to(signed)[index.to("cpu")].to(signed)
+            gate = (
+                (1 - self._readings / self.margin).clamp(0, 1)[index.cpu() % len(self._readings)].to(signed)
+            )
             loss = (gate * F.relu(1 - signed / (_HEADROOM * self.margin))).mean()
             if self._penalties % _BALANCE_EVERY == 0:
                 self._balance(model, loss, some)
@@ -153,8 +155,10 @@ class Marker:
 
     def _watch(self, signed: Tensor, index: Tensor) -> None:
         """Keep a running mean of every bit's reading over as many inputs as a verification uses."""
-        n, flat = len(self._readings), index.flatten().cpu()
-        total = torch.zeros(n, dtype=torch.float64).index_add_(0, flat, signed.flatten().double().cpu())
+        n = len(self._readings)
+        real = index.flatten().cpu() < n
+        flat, values = index.flatten().cpu()[real], signed.flatten().double().cpu()[real]
+        total = torch.zeros(n, dtype=torch.float64).index_add_(0, flat, values)
         count = torch.zeros(n, dtype=torch.float64).index_add_(
             0, flat, torch.ones(len(flat), dtype=torch.float64)
         )

@@ -58,7 +58,7 @@ def check_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, met
         return scheme.probe(mark, twin, (x, labels), generator, method)[0].sum()
 
     device = next(iter(weights)).device.type
-    with penalty_mode(twin), torch.autocast(device, enabled=False):
+    with torch.random.fork_rng(devices=[]), penalty_mode(twin), torch.autocast(device, enabled=False):
         try:
             gradient: tuple[Tensor | None, ...] = torch.autograd.grad(reading(), weights, allow_unused=True)
         except Exception as cause:  # a stranger's forward or backward may raise anything

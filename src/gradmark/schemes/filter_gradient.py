@@ -20,6 +20,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmark.carriers import Directions, keyed_directions, orthonormal
@@ -27,7 +28,7 @@ from gradmark.codec import canonical_json
 from gradmark.errors import MismatchError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WhiteBox
-from gradmark.scores import log_scores, probabilities
+from gradmark.scores import check_classes, log_scores, probabilities
 from gradmark.suspects.checks import unwrap
 
 Method = Literal["exact", "central-difference"]
@@ -115,7 +116,12 @@ class FilterGradient:
         )
         bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=context)).float()
         return FilterGradientMark(
-            spec, bits, directions, _contrasts(key, spec, per_class, self._groups(spec), context), key, context
+            spec,
+            bits,
+            directions,
+            _contrasts(key, spec, per_class, self._groups(spec), context),
+            key,
+            context,
         )
 
     def _groups(self, spec: ModelSpec) -> int:
@@ -131,7 +137,8 @@ class FilterGradient:
     ) -> tuple[Tensor, Tensor]:
         """Signed readings of one random direction per input, differentiable in the weights.
 
-        Returns readings times bits (m, A) in logits, and the bits' numbers (m, A). ``exact`` reads
+        Returns readings times bits (m, A) in logits, and the bits' numbers (m, A); a number beyond
+        the last bit stands for no bit. ``exact`` reads
         one random contrast per input by double backward (A = 1), ``central-difference`` all of them
         (A = L) with two forward passes and no second order. The model's mode is the caller's.
         """
@@ -151,10 +158,10 @@ class FilterGradient:
             l = torch.arange(count, device=x.device).expand(len(x), count)  # noqa: E741
             plus, minus = _wide(unwrap(model(torch.cat([x + d, x - d])))).chunk(2)
             values = torch.einsum("bc,blc->bl", (plus - minus) / 2, w.to(plus.dtype))
+        # The last direction may carry fewer bits than contrasts: what is beyond reads as zero.
         index = mark.bit_index(i[:, None], l)
-        inside = index < len(mark.bits)  # the last direction may carry fewer bits than contrasts
-        index = torch.where(inside, index, 0)
-        return values * mark.bits.to(x.device)[index] * inside, index
+        room = mark.directions.n * count - len(mark.bits)
+        return values * F.pad(mark.bits, (0, room)).to(x.device)[index], index
 
     def read(
         self,
@@ -192,7 +199,9 @@ class FilterGradient:
         total, seen = torch.zeros(k, count, dtype=torch.float64), torch.zeros(count, dtype=torch.float64)
         per = min(self.contrasts_per_carrier, count)
         position = torch.arange(len(x))
-        p = probabilities(suspect.query(x))
+        scores = suspect.query(x)
+        check_classes(scores, mark.spec.n_classes)
+        p = probabilities(scores)
         for a in range(per):
             l = (position * per + a) % count  # noqa: E741  each contrast gets its share of carriers
             v = mark.contrasts[labels, l]
@@ -212,7 +221,7 @@ class FilterGradient:
         self, mark: FilterGradientMark, suspect: BlackBox, x: Tensor, labels: Tensor, queries: int
     ) -> Reading:
         """Pair ``p`` nudges carrier ``p mod carriers`` along a direction that changes every round."""
-        k, count = mark.directions.n, mark.contrasts.shape[1]
+        k = mark.directions.n
         pairs = min(queries // 2, len(x) * k)
         p = torch.arange(pairs)
         which = p % len(x)
@@ -220,23 +229,29 @@ class FilterGradient:
         stops = sorted(
             {min(pairs, max(k, round(pairs * t / _HISTORY))) for t in range(1, _HISTORY + 1)} - {0}
         )
-        total, seen = torch.zeros(k, count, dtype=torch.float64), torch.zeros(k, 1, dtype=torch.float64)
-        history: list[tuple[int, Tensor]] = []
-        start = 0
-        for stop in stops:
-            j, part = which[start:stop], i[start:stop]
-            d = mark.directions.one(x[j], mark.group(labels[j]), part)
+        asked, labels_of = [], []
+        for part in p.split(2 * _CHUNK):
+            j = which[part]
+            d = mark.directions.one(x[j], mark.group(labels[j]), i[part])
             both = torch.stack([mark.spec.snap(x[j] + d), mark.spec.snap(x[j] - d)], 1)
-            scores = log_scores(suspect.query(both.flatten(0, 1)), mark.spec.n_classes).unflatten(0, (-1, 2))
-            values = torch.einsum(
-                "bc,blc->bl", (scores[:, 0] - scores[:, 1]) / 2, mark.contrasts[labels[j]].double()
+            asked.append(suspect.query(both.flatten(0, 1)))
+            labels_of.append(labels[j])
+        if not asked:
+            return Reading(
+                torch.zeros(len(mark.bits), dtype=torch.float64), mark.bits.double(), 0, 0, "black"
             )
-            total.index_add_(0, part, values)
-            seen.index_add_(0, part, torch.ones(len(part), 1, dtype=torch.float64))
-            history.append((2 * stop, (total / seen.clamp_min(1)).flatten()[: len(mark.bits)].clone()))
-            start = stop
-        values = history[-1][1] if history else torch.zeros(len(mark.bits), dtype=torch.float64)
-        return Reading(values, mark.bits.double(), min(pairs, len(x)), 2 * pairs, "black", tuple(history))
+        # All answers are judged together: whether an API rounds must not depend on the chunk.
+        scores = log_scores(torch.cat(asked), mark.spec.n_classes).unflatten(0, (-1, 2))
+        contrasts = mark.contrasts[torch.cat(labels_of)].double()
+        values = torch.einsum("bc,blc->bl", (scores[:, 0] - scores[:, 1]) / 2, contrasts)
+        history = tuple((2 * n, _mean_by(values[:n], i[:n], k).flatten()[: len(mark.bits)]) for n in stops)
+        return Reading(history[-1][1], mark.bits.double(), min(pairs, len(x)), 2 * pairs, "black", history)
+
+
+def _mean_by(values: Tensor, index: Tensor, n: int) -> Tensor:
+    """Mean (n, L) of the rows (b, L) that share an index; zero where there is none."""
+    total = torch.zeros(n, values.shape[1], dtype=values.dtype).index_add_(0, index, values)
+    return total / torch.bincount(index, minlength=n).clamp_min(1)[:, None]
 
 
 def _wide(scores: Tensor) -> Tensor:
