@@ -110,6 +110,7 @@ def main() -> None:
     )
     parser.add_argument("--keys", type=int, default=1000)
     parser.add_argument("--work", type=Path, default=Path(__file__).parent / "work")
+    parser.add_argument("--own", nargs="*", default=["control-0", "control-2", "scratch-0"])
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="*", default=["mnist", "cifar"])
     args = parser.parse_args()
@@ -126,9 +127,7 @@ def main() -> None:
     if "cifar" in args.only:
         x_test, y_test = load_cifar(args.work / "cifar.npz")[2:]
         colour = {n: open_suspect(p) for n, p in third.items() if n not in grey}
-        for path in sorted(args.work.glob("control-[0-9].ckpt")) + sorted(
-            args.work.glob("scratch-[0-9].ckpt")
-        ):
+        for path in (args.work / f"{name}.ckpt" for name in args.own):
             colour[f"own-{path.stem}"] = ModuleSuspect(own(path))
         family(
             ModelSpec("image", (3, 32, 32), 10, 0.0, 1.0, 255),
