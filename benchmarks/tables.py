@@ -177,6 +177,13 @@ def ablation() -> list[str]:
             for k in ("accuracy", "white log10 p", "black log10 p", "white mean reading")
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
+    path = RESULTS / "ablation-resnet.json"
+    if path.exists():
+        table = json.loads(path.read_text())
+        lines += ["", "ResNet-20 on CIFAR-10, 120 marked steps of control 0 (1 seed):", ""]
+        head = next(iter(table.values()))
+        lines += [f"| | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
+        lines += [f"| {name} | {' | '.join(f'{v:.2f}' for v in r.values())} |" for name, r in table.items()]
     return [*lines, ""]
 
 

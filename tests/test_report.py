@@ -262,7 +262,7 @@ def test_plot_of_pruning_shows_every_value() -> None:
         {"strength": s, "accuracy": 1 - s**3, "match": 0.95 - s / 9, "log10_p": -30 + 9 * s}
         for s in (0, 0.4, 0.9)
     ]
-    figure = plots().accuracy_against_match(rows)
+    figure = plots().accuracy_against_match(rows, 1e-6)
     for field, gid in (("accuracy", "accuracy"), ("match", "match"), ("log10_p", "evidence")):
         points = drawn(figure, gid)
         assert_drawn(points[:, 0], [row["strength"] for row in rows])

@@ -132,6 +132,16 @@ def orthonormal(columns: Tensor) -> Tensor:
     return unique
 
 
+def _taps(spec: ModelSpec, kernel_size: int) -> tuple[int, ...]:
+    return (kernel_size,) * 2 if spec.domain == "image" else (kernel_size**2,)
+
+
+def _fits(spec: ModelSpec, kernel_size: int) -> bool:
+    """Reflection at the border needs an input longer than half the kernel."""
+    taps = _taps(spec, kernel_size)
+    return kernel_size % 2 == 1 and min(spec.input_shape[-len(taps) :]) > taps[0] // 2
+
+
 def capacity(spec: ModelSpec, kernel_size: int) -> int:
     """How many independent directions one class offers; more would contradict each other."""
     if spec.domain == "vector":
@@ -146,30 +156,34 @@ def keyed_directions(
 ) -> Directions:  # fmt: skip
     """Derive the directions of a mark.
 
-    ``kernel_size``: taps along each axis of an image's kernel (odd); a signal's has its square.
-    ``whitening``: 0 leaves kernels white, 1 evens out their response to natural inputs. Raises
-    UsageError where the input is too small for them.
+    ``kernel_size``: taps along each axis of an image's kernel (odd); a signal's has its square. Where
+    it is too small for ``n`` directions, the smallest larger one that isn't is taken. ``whitening``: 0
+    leaves kernels white, 1 evens out their response to natural inputs. Raises UsageError where the
+    input is too small for them.
     """
+    while spec.domain != "vector" and n > capacity(spec, kernel_size) and _fits(spec, kernel_size + 2):
+        kernel_size += 2
     room = capacity(spec, kernel_size)
     if n > room:
         raise UsageError(
             "The input has too few independent directions for that many bits",
-            expected=f"at most {room} directions per class for inputs {spec.input_shape}",
+            expected=f"at most {room} directions for inputs {spec.input_shape}",
             found=str(n),
-            fix="ask for fewer bits or a larger kernel",
+            fix="ask for fewer bits",
+        )
+    if spec.domain != "vector" and not _fits(spec, kernel_size):
+        least = _taps(spec, kernel_size)[0] // 2 + 1
+        raise UsageError(
+            "The kernel doesn't fit the input",
+            expected=f"an odd kernel_size, and inputs of {least} samples or more along each axis",
+            found=f"kernel_size={kernel_size} for inputs {spec.input_shape}",
         )
     raw = torch.from_numpy(key.normals("directions", (groups, n, room), context=context))
     basis = orthonormal(raw.transpose(1, 2)).transpose(1, 2)
     if spec.domain == "vector":
         return PatternDirections((basis * room**0.5).float(), step, spec.scale)
     channels = spec.input_shape[0] if len(spec.input_shape) > 1 else 1
-    taps = (kernel_size,) * 2 if spec.domain == "image" else (kernel_size**2,)
-    if kernel_size % 2 == 0 or min(spec.input_shape[-len(taps) :]) <= taps[0] // 2:
-        raise UsageError(
-            "The kernel doesn't fit the input",
-            expected=f"an odd number of taps, at most {2 * min(spec.input_shape[-len(taps) :]) - 1}",
-            found=str(taps[0]),
-        )
+    taps = _taps(spec, kernel_size)
     rows = basis.reshape(groups, n, channels, -1) @ _whitener(
         channels, taps, _NEIGHBOUR[spec.domain], whitening
     )

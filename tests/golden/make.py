@@ -65,7 +65,9 @@ def main() -> None:
         }  # fmt: skip
     with expected_file.open("x") as file:
         file.write(json.dumps(expected) + "\n")
-    print({k: v if isinstance(v, (float, str)) else (v["log10_p"], v["n_match"]) for k, v in expected.items()})
+    print(
+        {k: v if isinstance(v, (float, str)) else (v["log10_p"], v["n_match"]) for k, v in expected.items()}
+    )
 
 
 if __name__ == "__main__":

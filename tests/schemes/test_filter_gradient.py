@@ -136,7 +136,7 @@ def test_silence_has_no_direction() -> None:
         (FilterGradient(bits=0), SPECS["grey"]),
         (FilterGradient(contrasts=0), SPECS["grey"]),
         (FilterGradient(step=0.0), SPECS["grey"]),
-        (FilterGradient(bits=1000), SPECS["grey"]),
+        (FilterGradient(bits=10_000), SPECS["grey"]),
         (FilterGradient(kernel_size=4), SPECS["grey"]),
         (FilterGradient(kernel_size=17), SPECS["grey"]),
         (FilterGradient(), replace(SPECS["grey"], n_classes=1)),

@@ -171,6 +171,7 @@ def _write(
         "budget": job.budget,
         "seconds": sum(run["seconds"].values()),
         "target_log10_p": run["target_log10_p"],
+        "options": job.other_options(),
     }
     history = run["history"]
     write_report(embed_report(info, verdict, history["marked"], history["control"]), files["report.html"])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import json
+import shlex
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -89,6 +91,16 @@ class EmbedJob:
             seed=self.seed,
             **given,
         )
+
+    def other_options(self) -> list[str]:
+        """What the command line was given beyond what every run names, for a report to repeat."""
+        names = ("bits", "lr", "batch_size", "optimizer", "augment", "strength", "margin")
+        given = {name: getattr(self, name) for name in names} | {
+            "method": None if self.method == "auto" else self.method,
+            "weights": None if self.weights is None else "WEIGHTS.safetensors",
+        }
+        found = [f"--{n.replace('_', '-')} {value}" for n, value in given.items() if value is not None]
+        return [*found, *(shlex.join(("--set", f"{n}={json.dumps(v)}")) for n, v in self.options)]
 
 
 def fitting(job: EmbedJob) -> tuple[Data, nn.Module]:

@@ -8,7 +8,7 @@ from rich.table import Table
 
 from gradmark.commands.embed import Embedded
 from gradmark.protocols import Verdict
-from gradmark.report.words import odds
+from gradmark.report.words import by_chance
 
 WORDS = {"owned": "MARK FOUND", "no-evidence": "NO EVIDENCE", "inconclusive": "INCONCLUSIVE"}
 
@@ -29,9 +29,7 @@ def verified(verdict: Verdict, suspect: str, report: Path | None) -> list[str]:
     if verdict.outcome == "inconclusive":
         lines.append(verdict.reason + ".")
     else:
-        lines.append(
-            f"So good a match comes by chance in {odds(verdict.log10_p)} models that never saw this key."
-        )
+        lines.append(by_chance(verdict.log10_p, "such arrays" if verdict.scheme == "linear" else "keys"))
     if verdict.scheme == "linear":
         lines.append("This p-value is valid only if the arrays were fixed before the suspect existed.")
     if report is not None:

@@ -93,7 +93,7 @@ class DemoResult:
 
     def shown(self) -> list[Table | str]:
         """What a terminal shows."""
-        table = Table("Who is asked", "innocent", "accuracy", "match", "log10 p", "outcome")
+        table = Table("Case", "innocent", "accuracy", "match", "log10 p", "outcome")
         for c in self.cases:
             v = c.verdict
             cells = (
@@ -222,7 +222,7 @@ def _innocents(
     bench: _Bench, seed: int, marked: nn.Module, control: nn.Module, other: nn.Module
 ) -> Iterator[Case]:
     stranger = _bench(bench.data, OwnerKey.from_seed(seed + 1, "a stranger"))
-    named = (("wrong key", stranger, marked), ("control", bench, control), ("other network", bench, other))
+    named = (("wrong key", stranger, marked), ("control", bench, control), ("other net", bench, other))
     for name, judge, model in named:
         for access in get_args(Access):
             yield judge.case(f"{name}, {access}-box", model, innocent=True, access=access)
@@ -235,7 +235,7 @@ def _attacked(bench: _Bench, marked: nn.Module, seed: int, bar: Bar) -> Iterator
             marked, _batches(bench.data.to_train(), generator), generator
         )
         strength = parameters.get("fraction")
-        yield bench.case(f"owner, {name}", stolen, innocent=False, attack=attack, strength=strength)
+        yield bench.case(name, stolen, innocent=False, attack=attack, strength=strength)
         bar.move("attacks", i + 1, len(ATTACKS), name)
 
 

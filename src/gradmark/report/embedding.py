@@ -9,7 +9,7 @@ from gradmark.protocols import Verdict
 from gradmark.report.model import Report, Section, Table
 from gradmark.report.plots import training
 from gradmark.report.verdict import TONES, numbers, pictures
-from gradmark.report.words import duration, odds, percent, versions
+from gradmark.report.words import by_chance, duration, percent, versions
 
 Rows = Sequence[Mapping[str, Any]]
 
@@ -19,7 +19,8 @@ def embed_report(info: Mapping[str, Any], verdict: Verdict, history: Rows, contr
 
     ``info`` holds ``owner``, ``scheme``, ``parameters`` (a dictionary, all public), ``accuracy`` ({"marked":
     (value, low, high), "control": the same or None}, shares from 0 to 1), ``epochs``, ``seed``, ``seconds``,
-    ``budget`` (points of accuracy) and ``target_log10_p``.
+    ``budget`` (points of accuracy), ``target_log10_p`` and perhaps ``options`` (what else the command
+    line was given).
     """
     reached = verdict.outcome == "owned" and verdict.log10_p <= info["target_log10_p"]
     return Report(
@@ -39,20 +40,20 @@ def embed_report(info: Mapping[str, Any], verdict: Verdict, history: Rows, contr
 
 
 def _answer(info: Mapping[str, Any], verdict: Verdict, reached: bool) -> str:
-    aim, got = f"log10 p {info['target_log10_p']:g}", f"log10 p {verdict.log10_p:.1f}"
-    chance = f"the match would happen by chance in {odds(verdict.log10_p)} models without the mark ({got})"
+    aim, got = f"log10 p {info['target_log10_p']:g}", f"log10 p is {verdict.log10_p:.1f}"
     if reached:
-        first = f"Yes: {chance}, which reaches the aim of {aim}."
+        first = f"Yes: {got}, which reaches the aim of {aim}."
     elif verdict.outcome == "owned":
-        first = f"In part: {chance}, but this falls short of the aim of {aim}."
+        first = f"In part: {got}; the mark is found, but falls short of the aim of {aim}."
     else:
-        first = f"No: {chance}, and the mark can't be proven. The aim was {aim}."
+        first = f"No: {got}, and the mark can't be proven. The aim was {aim}."
+    first += f" {by_chance(verdict.log10_p)}"
     cost = _cost(info)
     if cost is None:
         return f"{first} Without a control, its cost in accuracy isn't known."
     how = f"{abs(cost):.1f} points {'lower' if cost >= 0 else 'higher'}"
     within = f"{'within' if cost <= info['budget'] else 'over'} the budget of {info['budget']:g} points"
-    return f"{first} Accuracy is {how} than that of the control; that is {within}."
+    return f"{first} Accuracy, as measured, is {how} than that of the control; that is {within}."
 
 
 def _cost(info: Mapping[str, Any]) -> float | None:
@@ -80,6 +81,7 @@ def _training(info: Mapping[str, Any], history: Rows, control: Rows) -> Section:
         words += " The control had the same start, data and order, but no mark."
     if not history and not control:
         return Section("Training", (words,))
+    words += " The mark's curves are estimates on training inputs; the numbers below come from other inputs."
     return Section("Training", (words,), figures=(training(history, control),))
 
 
@@ -96,8 +98,9 @@ def _settings(info: Mapping[str, Any]) -> Section:
         "gradmark embed --model MODULE:FACTORY --data DATA --key OWNER.key --out DIR \\\n"
         f"    --scheme {info['scheme']} --target-p 1e{info['target_log10_p']:g} --budget {info['budget']:g} "
         f"--epochs {info['epochs']} --seed {info['seed']}"
+        + "".join(f" \\\n    {option}" for option in info.get("options", ()))
     )
-    words = "The same seed and key on the same machine and versions give the same model:"
+    words = "The same data, key and options on the same machine and versions give the same weights:"
     return Section(
         "How to reproduce this", (words,), (Table(("Setting", "Value"), tuple(rows)),), code=(code,)
     )
@@ -112,6 +115,6 @@ def _next() -> Section:
             "Publish or time-stamp mark.json before the model leaves the house. It holds a commitment and no "
             "secret; a claim is worth something only if the commitment is older than the suspect.",
             "These numbers are of the model as it was trained. Changes such as fine-tuning, pruning or "
-            "coarser numbers weaken a mark; the command gradmark attack shows by how much.",
+            "coarser numbers may weaken a mark; gradmark verify on a changed copy shows by how much.",
         ),
     )

@@ -13,6 +13,7 @@ from gradmark.errors import UsageError
 from gradmark.protocols import Reading, TestName
 from gradmark.report.canvas import BLUE, CYCLE, GREY, MARKERS, RED, canvas, named, threshold
 from gradmark.report.model import Figure
+from gradmark.report.words import level
 from gradmark.stats import bonferroni, ks_uniform, run_test
 
 if TYPE_CHECKING:
@@ -23,8 +24,8 @@ EVIDENCE = "log10 p (lower = stronger evidence)"
 _PANELS = {
     "task_loss": "Loss of the task itself",
     "accuracy": "Accuracy in training (%)",
-    "match": "Bits that match (%)",
-    "log10_p": EVIDENCE,
+    "match": "Bits that match, on training inputs (%)",
+    "log10_p": "log10 p, estimated on training inputs",
 }
 
 
@@ -72,16 +73,16 @@ def evidence_by_queries(curves: Mapping[str, Sequence[tuple[int, float]]], alpha
         axes = c.axes[0][0]
         for i, (name, curve) in enumerate(curves.items()):
             _line(axes, [q for q, _ in curve], [p for _, p in curve], i, name, f"curve-{i}")
-        threshold(axes, math.log10(alpha), f"threshold, p = {alpha:.0e}")
+        threshold(axes, math.log10(alpha), f"threshold, p = {level(alpha)}")
         axes.set(xlabel="single inputs sent to the model (queries)", ylabel=EVIDENCE)
-        axes.margins(y=0.08)
+        _from_zero(axes)
         axes.legend(loc="best")
     ends = "; ".join(f"{name}: {c[-1][1]:.1f} after {c[-1][0]} queries" for name, c in curves.items() if c)
     alt = f"log10 p against queries, threshold {math.log10(alpha):.1f}. {ends}."
     return Figure("Evidence against the number of queries", alt, c.data, "svg")
 
 
-def accuracy_against_match(rows: Iterable[Row]) -> Figure:
+def accuracy_against_match(rows: Iterable[Row], alpha: float) -> Figure:
     """Accuracy and matching bits against the pruned fraction, and log10 p below; rows hold ``strength``,
     ``accuracy`` and ``match`` (all from 0 to 1) and ``log10_p``."""
     rows = sorted(rows, key=lambda row: float(row["strength"]))
@@ -94,6 +95,9 @@ def accuracy_against_match(rows: Iterable[Row]) -> Figure:
         upper.set(ylabel="%", ylim=(-2, 104))
         upper.legend(loc="lower left")
         _line(lower, pruned, _column(rows, "log10_p"), 2, "", "evidence")
+        threshold(lower, math.log10(alpha), f"threshold, p = {level(alpha)}")
+        _from_zero(lower)
+        lower.legend(loc="best")
         lower.set(xlabel="weights removed (%)", ylabel="log10 p\n(lower = stronger)")
     cells = [f"{s:g}% removed: accuracy {_percent(r['accuracy'])}, match {_percent(r['match'])}, "
              f"log10 p {_short(r['log10_p'])}" for s, r in zip(pruned, rows, strict=True)]  # fmt: skip
@@ -120,7 +124,7 @@ def attacks(rows: Iterable[Row], control_accuracy: float, alpha: float) -> Figur
                 right.scatter(
                     evidence[chosen], chosen, label=text, gid=f"attack-{text.replace(' ', '-')}", **style
                 )
-        threshold(right, math.log10(alpha), f"p = {alpha:.0e}", upright=True)
+        threshold(right, math.log10(alpha), f"p = {level(alpha)}", upright=True)
         right.set(xlabel=EVIDENCE, yticks=place, yticklabels=[])
         for axes in (left, right):
             axes.set_ylim(len(rows) - 0.4, -0.6)
@@ -134,11 +138,12 @@ def attacks(rows: Iterable[Row], control_accuracy: float, alpha: float) -> Figur
     )
 
 
-def directions(inputs: ArrayLike, directions: ArrayLike, nudge: float = 0.1) -> Figure:
+def directions(inputs: ArrayLike, directions: ArrayLike) -> Figure:
     """Inputs (m, *shape), their directions (m, k, *shape), and the input moved along the first of them.
 
-    The largest change is ``nudge`` times the inputs' range. For a throw-away key only: directions are
-    part of the secret. Grey or colour images (H, W), (C, H, W) as such; (length,) and (C, length) as lines.
+    The nudge is as large as the direction is given, and cut to the inputs' range. For a throw-away key
+    only: directions are part of the secret. Grey or colour images (H, W), (C, H, W) as such; (length,) and
+    (C, length) as lines.
     """
     x, d = _numbers(inputs), _numbers(directions)
     if x.ndim < 2 or not len(x) or d.ndim != x.ndim + 1 or d.shape[2:] != x.shape[1:] or len(d) != len(x):
@@ -146,10 +151,8 @@ def directions(inputs: ArrayLike, directions: ArrayLike, nudge: float = 0.1) -> 
         raise UsageError(
             "The directions don't fit the inputs", expected=expected, found=f"{x.shape}, {d.shape}"
         )
-    span = float(x.max() - x.min()) or 1.0
-    peak = np.abs(d).max(axis=tuple(range(2, d.ndim)), keepdims=True)
-    moved = x + nudge * span * (d / np.where(peak > 0, peak, 1.0))[:, 0]
-    limits = (float(min(x.min(), moved.min())), float(max(x.max(), moved.max())))
+    limits = (float(x.min()), float(x.max()))
+    moved = np.clip(x + d[:, 0], *limits)
     m, k = d.shape[:2]
     size = 1.35 if x.ndim > 3 or _is_grey(x) else 1.9
     with canvas(size * (k + 2) + 0.3, size * 0.95 * m + 0.4, m, k + 2, "png") as c:
@@ -161,8 +164,8 @@ def directions(inputs: ArrayLike, directions: ArrayLike, nudge: float = 0.1) -> 
                     title = "input" if j == 0 else f"direction {j}" if j <= k else "input, nudged"
                     axes.set_title(title, loc="center", fontsize=9)
     alt = (
-        f"{m} inputs, each with {k} secret directions and the input moved along the first direction by "
-        f"{nudge:g} of its range. The directions look like noise; the nudged input looks like the input."
+        f"{m} inputs, each with {k} secret directions in red (lower) and blue (higher), or as lines, and the "
+        "input moved along the first direction, as far as a query moves it."
     )
     return Figure("Inputs, the directions the key draws for them, and the nudge", alt, c.data, "png")
 
@@ -232,6 +235,12 @@ def _picture(axes: Axes, values: NDArray[np.float64], limits: tuple[float, float
 def _is_grey(batch: NDArray[np.float64]) -> bool:
     """Whether (m, H, W) holds images without channels; (m, C, length) with few channels holds signals."""
     return batch.ndim == 3 and batch.shape[1] > 4
+
+
+def _from_zero(axes: Axes) -> None:
+    """All the way from no evidence, so that no difference looks larger than it is."""
+    low = min(axes.get_ylim()[0], -1.0)
+    axes.set_ylim(1.04 * low, -0.04 * low)
 
 
 def _line(axes: Axes, x: ArrayLike, y: ArrayLike, i: int, name: str, gid: str) -> None:

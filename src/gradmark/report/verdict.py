@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 from gradmark.protocols import Outcome, Verdict
 from gradmark.report.model import Figure, Report, RowMark, Section, Table, Tone
 from gradmark.report.plots import evidence_by_queries, history_curve, readings
-from gradmark.report.words import TESTS, duration, odds, percent, power, probability, versions
+from gradmark.report.words import TESTS, by_chance, duration, level, percent, probability, versions
 from gradmark.stats import wilson_interval
 
 TONES: dict[Outcome, Tone] = {"owned": "owned", "no-evidence": "none", "inconclusive": "inconclusive"}
@@ -17,7 +15,6 @@ _LINEAR = "this p-value is valid only if the arrays were fixed before the suspec
 _MODIFIED = {
     True: ("yes", "The suspect isn't, bit for bit or in its answers, the model that was sealed."),
     False: ("no", "The suspect agrees with the seal that the owner made of the model."),
-    None: ("not tested", "No seal was given to compare with."),
 }
 
 
@@ -47,18 +44,14 @@ def verdict_report(
 
 def answer(verdict: Verdict, owner: str, suspect_name: str, *, linear: bool = False) -> str:
     """The outcome in one or two sentences, with its odds in words."""
-    chance = odds(verdict.log10_p)
-    secret = "these arrays" if linear else "this key"
+    chance = by_chance(verdict.log10_p, "such arrays" if linear else "keys")
     if verdict.outcome == "owned":
-        text = (
-            f"Yes: {suspect_name} carries the mark of {owner}. So good a match would happen by chance in "
-            f"{chance} models that have nothing to do with {secret}."
-        )
+        text = f"Yes: the mark of {owner} was found in {suspect_name}. {chance}"
     elif verdict.outcome == "no-evidence":
         text = (
-            f"No evidence was found that {suspect_name} carries the mark of {owner}. A match this good "
-            f"happens by chance in {chance} models that have nothing to do with {secret}; the test asks for "
-            f"at most {_bar(verdict.alpha)}. This does not prove that the model is free of the mark."
+            f"No evidence was found that {suspect_name} carries the mark of {owner}. {chance} The test asks "
+            f"for a p-value of {level(verdict.alpha)} or less. This does not prove that the model is free of "
+            "the mark."
         )
     else:
         reason = (verdict.reason or "too few readings could be used").rstrip(".")
@@ -75,25 +68,26 @@ def numbers(verdict: Verdict) -> Section:
     low, high = wilson_interval(verdict.n_match, used)
     good = _MARKS[verdict.outcome]
     tried = "already included in p" if verdict.keys_tried > 1 else "p needed no correction"
-    changed, changed_meaning = _MODIFIED[verdict.modified]
+    sealed = () if verdict.modified is None else (("Changed since sealed", *_MODIFIED[verdict.modified]),)
     rows = (
-        ("p-value", probability(verdict.log10_p), "The chance of a match this good without the mark."),
+        ("p-value", probability(verdict.log10_p), "How often chance gives a key that had no part so good a match."),
         ("log10 p", f"{verdict.log10_p:.2f}", "The same as a power of ten: one less is ten times stronger."),
-        ("Threshold", f"p ≤ {verdict.alpha:g}", "The mark counts as found only if p is no larger (alpha)."),
+        ("Threshold", f"p ≤ {level(verdict.alpha)}", "The mark counts as found if p is no larger (alpha)."),
         ("Bits that match", f"{verdict.n_match} of {used} ({percent(verdict.match)})",
-         f"Chance alone gives about half. 95% interval: {percent(low)} to {percent(high)}."),
+         f"Chance alone gives about half. 95% interval, if bits err on their own: {percent(low)} to "
+         f"{percent(high)}."),
         ("Bits in the mark", str(verdict.n_bits), "Each is one yes-or-no question put to the model."),
         ("Readings of zero", str(verdict.ties), "Readings that said nothing; the test leaves them out."),
         ("Carriers", str(verdict.carriers), "Inputs at which the model was read."),
         ("Queries", str(verdict.queries),
          "Single inputs sent to the model." if verdict.access == "black" else "None: the model was at hand."),
         ("Keys tried", str(verdict.keys_tried), f"How many keys were tried on this model; {tried}."),
-        ("Changed since sealed", changed, changed_meaning),
+        *sealed,
         ("Time", duration(verdict.seconds), "What reading and testing took."),
         ("Scheme", verdict.scheme, "The way in which the bits are carried."),
         ("Fingerprint of the mark", verdict.mark or "none", "SHA-256 of the mark's file: which mark it was."),
         ("Fingerprint of the suspect", verdict.suspect or "none",
-         "SHA-256 of the model's bytes, or of the address where it is offered."),
+         "SHA-256 of the model's file or weights, or of the address where it is offered."),
     )  # fmt: skip
     marks = (good, good, _PLAIN, good)
     return Section("The numbers", tables=(Table(("Number", "Value", "Meaning"), rows, mark=marks),))
@@ -107,7 +101,7 @@ def pictures(verdict: Verdict) -> tuple[Section, ...]:
     words = [
         "A reading tells how clearly, and in which direction, the model answers one bit of the mark. "
         "Multiplied by its bit (+1 or -1), it is positive where the model agrees with the mark. The bars are "
-        "sorted, so that the picture gives away nothing about the mark. Without the mark, about as much lies "
+        "sorted, so that the picture gives away nothing about the mark. Without the mark, about as many lie "
         "below zero as above."
     ]
     figures: list[Figure] = [readings(reading)]
@@ -136,10 +130,10 @@ def _how(verdict: Verdict, data_name: str, linear: bool) -> Section:
     return Section(
         "How it was tested",
         (
-            f"A mark is a list of {verdict.n_bits} secret directions, each with a bit (yes or no) that was "
-            f"fixed along with it; both are {source}. To place it, the owner trains the model until nudging "
-            "an input along a direction moved its answer the way the bit says. Nobody without the secret can "
-            "tell the directions from noise.",
+            f"A mark is a list of {verdict.n_bits} secret questions: when an input is nudged along this "
+            "direction, which way do the model's scores lean? Each has a bit, its answer, that was fixed "
+            f"along with it; both are {source}. To place a mark, the owner trains the model until its "
+            "answers agree with the bits. A model made without the bits can agree with them only by chance.",
             access,
             f"The readings were taken at {verdict.carriers} carriers: inputs from {data_name}, "
             + ("all that the arrays ask for." if linear else "chosen by the key and not by hand."),
@@ -163,7 +157,8 @@ def _limits(verdict: Verdict, suspect_name: str, linear: bool) -> Section:
     stated = "the one key that was stated as tried" if n == 1 else f"the {n} keys stated as tried"
     texts = [
         "A p-value is not a probability of guilt. It says how often chance alone would do this well, and not "
-        "how likely it is that somebody copied the model.",
+        "how likely it is that somebody copied the model. It rests on one assumption: that the secret was "
+        "drawn at random and had no part in the making of the suspect, if the suspect is innocent.",
         committed,
         f"Trying many keys on one model finds a match sooner or later. p is corrected for {stated}; "
         "tries that weren't stated aren't counted.",
@@ -228,9 +223,3 @@ def _reproduce(verdict: Verdict, linear: bool) -> Section:
         )
     command = f"gradmark verify SUSPECT {mark} --data DATA \\\n    {settings}"
     return Section("How to reproduce this", tuple(texts), code=(command,))
-
-
-def _bar(alpha: float) -> str:
-    """``alpha`` as odds."""
-    exponent = -math.log10(alpha)
-    return f"1 of {power(round(exponent))}" if math.isclose(exponent, round(exponent)) else f"p = {alpha:g}"

@@ -78,6 +78,25 @@ def odds(log10_p: float) -> str:
     )
 
 
+def by_chance(log10_p: float, what: str = "keys") -> str:
+    """The p-value as a sentence. The chance is in the key's bits and not in the choice of a model.
+
+    >>> by_chance(-18.2)
+    'By chance, fewer than 1 of 10¹⁸ keys match a model made without them this well.'
+    """
+    return f"By chance, {odds(log10_p)} {what} match a model made without them this well."
+
+
+def level(alpha: float) -> str:
+    """A threshold for p, as a power of ten where it is one.
+
+    >>> level(1e-6), level(0.02)
+    ('10⁻⁶', '0.02')
+    """
+    exponent = math.log10(alpha)
+    return power(round(exponent)) if math.isclose(exponent, round(exponent)) else f"{alpha:g}"
+
+
 def percent(value: float) -> str:
     """A share from 0 to 1 as percent with one digit."""
     return f"{100 * value:.1f}%"
