@@ -27,6 +27,7 @@ from gradmark import FilterGradient, Marker, MarkFile, ModelSpec, OwnerKey, __ve
 from gradmark.data import Split, load_data
 from gradmark.demo.run import DigitsNet
 from gradmark.embed import Recipe, accuracy_of, marker, train
+from gradmark.errors import ModelError
 from gradmark.stats import mean_interval
 from gradmark.suspects import ModuleSuspect
 
@@ -137,7 +138,12 @@ def main() -> None:
     path = RESULTS.with_name("ablation-resnet.json")
     if (args.work / "control-0.ckpt").exists() and not path.exists():
         modes = {"batch statistics (default)": None, "running statistics": evaluation_mode}
-        table = {name: on_resnet(args.work, mode) for name, mode in modes.items()}
+        table: dict[str, Any] = {}
+        for name, mode in modes.items():
+            try:
+                table[name] = on_resnet(args.work, mode)
+            except ModelError as error:  # a diverged training is a result too
+                table[name] = {"diverged": str(error)}
         path.write_text(json.dumps(table, indent=1) + "\n")
         print(table)
 

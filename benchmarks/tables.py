@@ -183,7 +183,9 @@ def ablation() -> list[str]:
         lines += ["", "ResNet-20 on CIFAR-10, 120 marked steps of control 0 (1 seed):", ""]
         head = next(iter(table.values()))
         lines += [f"| | {' | '.join(head)} |", "|---|" + "---|" * len(head)]
-        lines += [f"| {name} | {' | '.join(f'{v:.2f}' for v in r.values())} |" for name, r in table.items()]
+        for name, r in table.items():
+            cells = ["diverged"] * len(head) if "diverged" in r else [f"{v:.2f}" for v in r.values()]
+            lines.append(f"| {name} | {' | '.join(cells)} |")
     return [*lines, ""]
 
 

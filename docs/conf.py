@@ -25,4 +25,6 @@ def escape_shapes(app, what, name, obj, options, lines):
 
 def setup(app):
     app.connect("autodoc-process-docstring", escape_shapes)
+
+
 myst_enable_extensions = ["dollarmath"]

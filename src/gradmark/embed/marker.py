@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradmark.embed.modes import penalty_mode
 from gradmark.embed.preflight import METHODS, choose_method
-from gradmark.errors import UsageError
+from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Batch, ModelSpec, Scheme, TestName
 from gradmark.stats import run_test
@@ -23,6 +23,7 @@ STRENGTH_PER_POINT = 0.6
 _BALANCE_EVERY = 16  # penalties between two looks at the gradient norms
 _SMOOTH = 0.8
 _FLOOR = 0.05  # of the largest task gradient seen: a memorised task must not silence the mark
+_CEILING = 10.0  # on how far the weight may follow a penalty's gradient that its gates have closed
 _LIGHTEST = 0.02
 _HEADROOM = 4.0
 
@@ -88,7 +89,7 @@ class Marker:
         n = len(self.mark.bits)
         self._readings, self._seen = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
         self._steps, self._penalties, self._push, self._weight = 0, 0, 1.0, 0.0
-        self._task_norm = self._penalty_norm = self._task_peak = 0.0
+        self._task_norm = self._penalty_norm = self._task_peak = self._penalty_peak = 0.0
 
     def __repr__(self) -> str:
         return f"Marker({self.scheme!r}, strength={self.strength}, method={self.method!r})"
@@ -98,7 +99,7 @@ class Marker:
 
         Zero on the steps between two penalties. The model's training mode, batch-norm statistics
         and the global random state stay as they are. Raises PreflightError on the first call if
-        no right gradient can be had.
+        no right gradient can be had, ModelError where the model's answers are not finite.
         """
         x, labels = batch
         step, self._steps = self._steps, self._steps + 1
@@ -109,6 +110,11 @@ class Marker:
             self.method = choose_method(self.scheme, self.mark, model, some, self.method).method
         with penalty_mode(model):
             signed, index = self.scheme.probe(self.mark, model, some, self.generator, self.method)
+            if not bool(torch.isfinite(signed).all()):
+                raise ModelError(
+                    "The model's answers to the penalty's probes are not finite: training has diverged",
+                    fix="lower the learning rate or the strength",
+                )
             self._watch(signed.detach(), index)
             # A bit pushes while its mean reading falls short of the margin, and each input while it
             # stays below a few margins: the mean is reached with the least disturbance.
@@ -150,7 +156,8 @@ class Marker:
         self._readings, self._seen = state["readings"].clone(), state["seen"].clone()
         self.generator.set_state(state["generator"])
         self._steps, self._penalties = int(state["numbers"][0]), int(state["numbers"][1])
-        self._push, self._weight, self._task_norm, self._penalty_norm, self._task_peak = state["numbers"][2:]
+        self._push, self._weight, self._task_norm, self._penalty_norm = state["numbers"][2:6]
+        self._task_peak, self._penalty_peak = state["numbers"][6:]
         self.method = state["method"]
 
     def _watch(self, signed: Tensor, index: Tensor) -> None:
@@ -182,10 +189,12 @@ class Marker:
         self._task_norm = smooth * self._task_norm + (1 - smooth) * norms[0]
         self._penalty_norm = smooth * self._penalty_norm + (1 - smooth) * norms[1]
         self._task_peak = max(self._task_peak, self._task_norm)
+        self._penalty_peak = max(self._penalty_peak, self._penalty_norm)
         if self._penalties:
             relax = self.status().log10_p <= self.target_log10_p
             self._push = min(1.0, max(_LIGHTEST, self._push * (_SMOOTH if relax else 1 / _SMOOTH)))
-        ratio = max(self._task_norm, _FLOOR * self._task_peak) / max(self._penalty_norm, 1e-12)
+        against = max(self._penalty_norm, self._penalty_peak / _CEILING, 1e-12)
+        ratio = max(self._task_norm, _FLOOR * self._task_peak) / against
         self._weight = min(self.strength * self._push * ratio * self.every, 1e3)
 
 

@@ -15,7 +15,7 @@ def penalty_mode(model: nn.Module) -> Iterator[None]:
 
     The running statistics lag behind the weights. A penalty taken with them is cheaply met by
     changes that the statistics undo a few steps later: measured on ResNet-20, a mean reading of
-    .3 logits during training left .06 after it, against .18 and .19 with batch statistics
+    .3 logits during training left .06 after it, against .15 and .19 with batch statistics
     (``docs/science.md``). The running statistics themselves stay untouched, and everything is
     as it was afterwards, whatever happens.
     """

@@ -70,7 +70,7 @@ def numbers(verdict: Verdict) -> Section:
     tried = "already included in p" if verdict.keys_tried > 1 else "p needed no correction"
     sealed = () if verdict.modified is None else (("Changed since sealed", *_MODIFIED[verdict.modified]),)
     rows = (
-        ("p-value", probability(verdict.log10_p), "How often chance gives a key that had no part so good a match."),
+        ("p-value", probability(verdict.log10_p), "The chance that an uninvolved key matches so well."),
         ("log10 p", f"{verdict.log10_p:.2f}", "The same as a power of ten: one less is ten times stronger."),
         ("Threshold", f"p ≤ {level(verdict.alpha)}", "The mark counts as found if p is no larger (alpha)."),
         ("Bits that match", f"{verdict.n_match} of {used} ({percent(verdict.match)})",
