@@ -53,7 +53,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "running statistics under the penalty": {"mode": evaluation_mode},
     "exact gradient instead of central difference": {"options": {"method": "exact"}},
     "each class its own directions and contrasts": {"scheme": replace(BASE, class_groups=10)},
-    "no gate: every bit pushes all the time": {"options": {"margin": 100.0}},
+    "a margin that is never met (100 logits): no gate, no hinge": {"options": {"margin": 100.0}},
     "white kernels": {"scheme": replace(BASE, whitening=0.0)},
     "128 bits": {"scheme": replace(BASE, bits=128)},
     "penalty on every step": {"options": {"every": 1}},
