@@ -66,7 +66,7 @@ def test_int16_is_sound(tmp_path: Path, shape: tuple[int, ...]) -> None:
     raw = np.random.default_rng(0).integers(-32768, 32768, shape).astype(np.int16)
     data = load(tmp_path, x=raw, y=LABELS)
     assert (data.spec.domain, data.spec.input_shape) == ("signal", shape[1:])
-    assert (data.spec.low, data.spec.high) == (-1.0, 1.0)
+    assert (data.spec.low, data.spec.high) == (-1.0, 32767 / 32768)  # what int16 can express
     x, _ = data.test.all()
     np.testing.assert_array_equal(x.numpy(), raw.astype(np.float32) / 32768)
     torch.testing.assert_close(data.spec.snap(x), x)

@@ -147,7 +147,7 @@ class Marker:
             "generator": self.generator.get_state(),
             "numbers": [
                 *(self._steps, self._penalties, self._push, self._weight),
-                *(self._task_norm, self._penalty_norm, self._task_peak),
+                *(self._task_norm, self._penalty_norm, self._task_peak, self._penalty_peak),
             ],
             "method": self.method,
         }
