@@ -12,7 +12,7 @@ from typing import Any
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from gradmark.stats import mean_interval
+from gradmark.stats import mean_interval, wilson_interval
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -136,6 +136,14 @@ def innocents() -> list[str]:
         lines.append(
             f"| {r['network']} | {r['ks_p']:.3f} | {r['below_05']:.3f} [{low:.3f}, {high:.3f}] | {r['smallest_log10_p']:.1f} | {r['claims_at_1e-6']} |"
         )
+    of = rows("innocents")
+    keys = sum(r["keys"] for r in of)
+    below = sum(round(r["below_05"] * r["keys"]) for r in of)
+    low, high = wilson_interval(below, keys)
+    lines += [
+        "",
+        f"All together: {below} of {keys} p-values at or below .05, {below / keys:.4f} [{low:.4f}, {high:.4f}].",
+    ]
     return [*lines, ""]
 
 
