@@ -128,6 +128,9 @@ def main() -> None:
         x_test, y_test = load_cifar(args.work / "cifar.npz")[2:]
         colour = {n: open_suspect(p) for n, p in third.items() if n not in grey}
         for path in (args.work / f"{name}.ckpt" for name in args.own):
+            if not path.exists():
+                print(f"{path.name} isn't there: cifar10.py makes it", flush=True)
+                continue
             colour[f"own-{path.stem}"] = ModuleSuspect(own(path))
         family(
             ModelSpec("image", (3, 32, 32), 10, 0.0, 1.0, 255),
