@@ -6,11 +6,12 @@ import pytest
 import torch
 from torch import nn
 
-from conformance import inputs, network, same_world, world
+from conformance import SPECS, inputs, network, same_world, world
 from gradmark import catalog
 from gradmark.errors import UnknownNameError
+from gradmark.protocols import Thief
 
-DATA = [inputs("grey", 40, seed=s) for s in range(3)]
+THIEF = Thief(SPECS["grey"], *inputs("grey", 120, seed=0), batch_size=40)
 
 
 def victim() -> nn.Module:
@@ -19,7 +20,7 @@ def victim() -> nn.Module:
 
 
 def run(name: str, model: nn.Module, seed: int = 0) -> nn.Module:
-    return catalog.attack(name).run(model, DATA, torch.Generator().manual_seed(seed))
+    return catalog.attack(name).run(model, THIEF, torch.Generator().manual_seed(seed))
 
 
 @pytest.mark.parametrize("name", list(catalog.ATTACKS))
@@ -52,7 +53,7 @@ def test_dropout_draws_from_the_generator() -> None:
 @pytest.mark.parametrize("fraction", [0.0, 0.5, 0.9])
 def test_pruning_takes_the_smallest_weights(fraction: float) -> None:
     model = victim()
-    pruned = catalog.attack("prune", {"fraction": fraction}).run(model, DATA, torch.Generator())
+    pruned = catalog.attack("prune", {"fraction": fraction}).run(model, THIEF, torch.Generator())
     pairs = [(m.weight, p.weight) for m, p in zip(model.modules(), pruned.modules(), strict=True) if layer(m)]
     old = torch.cat([a.flatten().detach() for a, _ in pairs])
     new = torch.cat([b.flatten().detach() for _, b in pairs])
@@ -70,7 +71,7 @@ def layer(module: nn.Module) -> bool:
 @pytest.mark.parametrize("bits", [2, 4, 8])
 def test_quantising_leaves_few_values(bits: int) -> None:
     model = victim()
-    coarse = catalog.attack("quantize", {"bits": bits}).run(model, DATA, torch.Generator())
+    coarse = catalog.attack("quantize", {"bits": bits}).run(model, THIEF, torch.Generator())
     for old, new in zip(model.modules(), coarse.modules(), strict=True):
         if layer(old):
             assert len(new.weight.unique()) <= 2**bits - 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 from gradmark.attacks.finetune import FineTune
@@ -13,8 +14,8 @@ from gradmark.protocols import Attack, Scheme
 from gradmark.schemes.filter_gradient import FilterGradient
 
 FLAGSHIP = "filter-gradient"
-SCHEMES: dict[str, type[FilterGradient]] = {"filter-gradient": FilterGradient}
-ATTACKS: dict[str, type[FineTune] | type[Prune] | type[Quantize]] = {
+SCHEMES: dict[str, type[Any]] = {"filter-gradient": FilterGradient}
+ATTACKS: dict[str, Callable[..., Attack]] = {
     "finetune": FineTune,
     "prune": Prune,
     "quantize": Quantize,
@@ -25,7 +26,8 @@ def scheme(name: str, parameters: dict[str, Any] | None = None) -> Scheme:
     """The scheme called ``name``. Raises UnknownNameError, MarkFileError on unknown parameters."""
     kind = SCHEMES[_known(name, SCHEMES, "scheme")]
     try:
-        return kind(**(parameters or {}))
+        made: Scheme = kind(**(parameters or {}))
+        return made
     except TypeError as cause:
         raise MarkFileError(
             f"This version doesn't know the parameters of scheme {name}",

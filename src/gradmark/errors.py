@@ -76,3 +76,7 @@ class UnknownNameError(GradmarkError):
 
 class UsageError(GradmarkError):
     """An option or argument has a value that makes no sense."""
+
+
+class AttackError(GradmarkError):
+    """An attack can't be run: the thief lacks what it needs, or the model doesn't allow it."""

@@ -10,7 +10,7 @@ Shape suffixes used throughout: ``b`` batch, ``C`` classes, ``K`` kernels (direc
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -170,13 +170,46 @@ class Scheme(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Thief:
+    """What a thief has besides the stolen model. Never the owner's key.
+
+    ``x`` (n, *shape), ``labels`` (n,): labelled inputs of the owner's distribution. ``surrogate``
+    (m, *shape): unlabelled inputs of another distribution. ``sibling``: an unmarked network of the
+    same architecture. ``fresh``, ``other``: untrained networks of the same and of another
+    architecture. ``marker``: from a seed, the thief's own marker of the scheme that the owner used.
+    ``lr``: the learning rate the owner trained with; ``optimizer``, ``batch_size`` and ``augment``
+    (inputs and a generator to inputs) likewise. ``autocast``: run training in this precision.
+    """
+
+    spec: ModelSpec
+    x: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    surrogate: Tensor | None = field(default=None, repr=False)
+    sibling: nn.Module | None = field(default=None, repr=False)
+    fresh: Callable[[], nn.Module] | None = field(default=None, repr=False)
+    other: Callable[[], nn.Module] | None = field(default=None, repr=False)
+    marker: Callable[[int], Any] | None = field(default=None, repr=False)
+    augment: Callable[[Tensor, torch.Generator], Tensor] | None = field(default=None, repr=False)
+    lr: float = 0.01
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    batch_size: int = 64
+    autocast: torch.dtype | None = None
+
+
 class Attack(Protocol):
-    """Something a thief does to a model. Returns a new model and leaves the old one alone."""
+    """Something a thief does to a model, or puts in front of it. Leaves the old model alone.
+
+    A frozen dataclass of plain numbers and words, so that a benchmark can name and repeat it.
+    """
 
     name: str
 
-    def run(self, model: nn.Module, data: Iterable[Batch], generator: torch.Generator) -> nn.Module:
-        """The attacked copy of ``model``."""
+    def run(self, model: nn.Module, thief: Thief, generator: torch.Generator) -> nn.Module:
+        """The attacked copy of ``model``, in eval mode; what defends an API is a module around it.
+
+        Raises AttackError where the thief lacks what the attack needs or the model doesn't allow it.
+        """
         ...
 
 
@@ -192,6 +225,7 @@ __all__ = [
     "Reading",
     "Scheme",
     "TestName",
+    "Thief",
     "Verdict",
     "WhiteBox",
 ]

@@ -1,35 +1,27 @@
-"""Fine-tuning all layers on the task's labels: the cheapest attack of all."""
+"""Fine-tuning all layers on the task's labels (FTAL): the cheapest attack of all."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 
-from gradmark.protocols import Batch
-from gradmark.suspects.checks import unwrap
+from gradmark.protocols import Thief
+from gradmark.thief import fit
 
 
 @dataclass(frozen=True)
 class FineTune:
-    """One pass of SGD with momentum over ``data`` (the caller repeats it for epochs)."""
+    """``epochs`` of training on the thief's labels at ``lr_factor`` times the owner's learning rate."""
 
-    lr: float = 0.01
-    momentum: float = 0.9
+    epochs: int = 5
+    lr_factor: float = 1.0
 
     name = "finetune"
 
-    def run(self, model: nn.Module, data: Iterable[Batch], generator: torch.Generator) -> nn.Module:
-        attacked = copy.deepcopy(model).train()
-        optimizer = torch.optim.SGD(attacked.parameters(), self.lr, self.momentum)
-        with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
-            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
-            for x, labels in data:
-                optimizer.zero_grad()
-                F.cross_entropy(unwrap(attacked(x)), labels).backward()
-                optimizer.step()
-        return attacked.eval()
+    def run(self, model: nn.Module, thief: Thief, generator: torch.Generator) -> nn.Module:
+        attacked = copy.deepcopy(model)
+        fit(attacked, thief, generator, epochs=self.epochs, lr=self.lr_factor * thief.lr)
+        return attacked

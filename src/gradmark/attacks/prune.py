@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from gradmark.protocols import Batch
+from gradmark.protocols import Thief
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Prune:
 
     name = "prune"
 
-    def run(self, model: nn.Module, data: Iterable[Batch], generator: torch.Generator) -> nn.Module:
+    def run(self, model: nn.Module, thief: Thief, generator: torch.Generator) -> nn.Module:
         attacked = copy.deepcopy(model)
         weights = [p for p in _weights(attacked) if p.is_floating_point()]
         sizes = torch.cat([p.detach().abs().flatten() for p in weights])

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from gradmark.protocols import Batch
+from gradmark.protocols import Thief
 
 
 @dataclass(frozen=True)
@@ -20,7 +19,7 @@ class Quantize:
 
     name = "quantize"
 
-    def run(self, model: nn.Module, data: Iterable[Batch], generator: torch.Generator) -> nn.Module:
+    def run(self, model: nn.Module, thief: Thief, generator: torch.Generator) -> nn.Module:
         attacked = copy.deepcopy(model)
         top = 2 ** (self.bits - 1) - 1
         with torch.no_grad():

@@ -20,13 +20,13 @@ from gradmark.codec import MarkFile, atomic_write
 from gradmark.commands.progress import Bar
 from gradmark.commands.summary import WORDS
 from gradmark.commands.verify import need_for_reports
-from gradmark.data import Data, Split, load_data
+from gradmark.data import Data, load_data
 from gradmark.demo.report import Case, demo_report
 from gradmark.embed import Marker, Recipe, accuracy_of, train
 from gradmark.endpoint import serve
 from gradmark.errors import OutputPathError
 from gradmark.keys import OwnerKey
-from gradmark.protocols import Access, Batch, BlackBox
+from gradmark.protocols import Access, BlackBox, Thief
 from gradmark.report import write_report
 from gradmark.schemes.filter_gradient import FilterGradient
 from gradmark.suspects import HttpSuspect, ModuleSuspect
@@ -38,9 +38,10 @@ RECIPE = Recipe(epochs=25)
 CARRIERS = 200
 QUERIES = 2000
 TUNING_EPOCHS = 5
+THIEFS_RATE = 0.01  # by plain SGD with momentum
 OWNER = "gradmark demo"
 ATTACKS: tuple[tuple[str, str, dict[str, Any]], ...] = (
-    (f"fine-tuned {TUNING_EPOCHS} epochs", "finetune", {}),
+    (f"fine-tuned {TUNING_EPOCHS} epochs", "finetune", {"epochs": TUNING_EPOCHS}),
     ("30% pruned", "prune", {"fraction": 0.3}),
     ("50% pruned", "prune", {"fraction": 0.5}),
     ("70% pruned", "prune", {"fraction": 0.7}),
@@ -229,18 +230,11 @@ def _innocents(
 
 
 def _attacked(bench: _Bench, marked: nn.Module, seed: int, bar: Bar) -> Iterator[Case]:
+    x, labels = bench.data.to_train().all()
+    thief = Thief(bench.data.spec, x, labels, lr=THIEFS_RATE, batch_size=RECIPE.batch_size)
     for i, (name, attack, parameters) in enumerate(ATTACKS):
         generator = torch.Generator().manual_seed(seed)
-        stolen = catalog.attack(attack, parameters).run(
-            marked, _batches(bench.data.to_train(), generator), generator
-        )
+        stolen = catalog.attack(attack, parameters).run(marked, thief, generator)
         strength = parameters.get("fraction")
         yield bench.case(name, stolen, innocent=False, attack=attack, strength=strength)
         bar.move("attacks", i + 1, len(ATTACKS), name)
-
-
-def _batches(data: Split, generator: torch.Generator) -> Iterator[Batch]:
-    """``TUNING_EPOCHS`` times all of ``data``, shuffled."""
-    for _ in range(TUNING_EPOCHS):
-        for index in torch.randperm(len(data), generator=generator).split(RECIPE.batch_size):
-            yield data.batch(index)

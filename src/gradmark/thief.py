@@ -1,0 +1,115 @@
+"""What the attacks that train have in common: the thief's own loop, written once.
+
+Everything random is drawn from the generator that the attack was given, so an attack repeats.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradmark.errors import AttackError
+from gradmark.protocols import Batch, Thief
+from gradmark.suspects.checks import unwrap
+
+Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
+"""From the model, inputs (b, *shape) and labels (b,) to a scalar."""
+
+
+def label_loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
+    """Cross-entropy with the labels."""
+    return F.cross_entropy(unwrap(model(x)), labels)
+
+
+def batches(thief: Thief, generator: torch.Generator, data: Batch | None = None) -> Iterator[Batch]:
+    """One shuffled, augmented epoch of ``data`` (by default all that the thief has labelled).
+
+    The last batch is left out where it is smaller than the others, unless it is the only one.
+    """
+    x, labels = data if data is not None else (thief.x, thief.labels)
+    size = min(thief.batch_size, len(x))
+    order = torch.randperm(len(x), generator=generator)
+    for index in order[: len(x) // size * size].split(size):
+        part = x[index]
+        yield (part if thief.augment is None else thief.augment(part, generator)), labels[index]
+
+
+def fit(
+    model: nn.Module,
+    thief: Thief,
+    generator: torch.Generator,
+    *,
+    epochs: int,
+    lr: float | None = None,
+    loss: Loss = label_loss,
+    weights: list[nn.Parameter] | None = None,
+    data: Batch | None = None,
+    weight_decay: float = 5e-4,
+    warmup: float = 0.0,
+) -> None:
+    """Train ``model`` in place for ``epochs`` and leave it in eval mode; the rate falls by a cosine.
+
+    ``lr``: the peak rate, by default the owner's. ``weights``: train these alone; parts of the model
+    that hold none of them keep their eval mode, so batch statistics stay too. ``warmup``: share of
+    the steps in which the rate rises. Raises AttackError where the loss isn't finite.
+    """
+    trained = [p for p in model.parameters() if p.requires_grad] if weights is None else weights
+    chosen = {id(p) for p in trained}
+    optimizer = _optimizer(thief, trained, thief.lr if lr is None else lr, weight_decay)
+    peak = optimizer.param_groups[0]["lr"]
+    model.train()
+    if weights is not None:
+        for part in model.modules():
+            part.training = any(id(p) in chosen for p in part.parameters())
+    n = len(thief.x if data is None else data[0])
+    steps, step = epochs * max(1, n // min(thief.batch_size, n)), 0
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
+        torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
+        for _ in range(epochs):
+            for x, labels in batches(thief, generator, data):
+                optimizer.param_groups[0]["lr"] = peak * rate(step, steps, warmup)
+                with precision(thief):
+                    value = loss(model, x, labels)
+                if not bool(torch.isfinite(value)):
+                    raise AttackError("The attack's training diverged", fix="lower its learning rate")
+                optimizer.zero_grad()
+                value.backward()
+                optimizer.step()
+                step += 1
+    model.eval()
+
+
+def rate(step: int, steps: int, warmup: float = 0.0) -> float:
+    """Share of the peak learning rate: a linear rise, then a cosine to zero."""
+    rise = warmup * steps
+    fall = 0.5 * (1 + math.cos(math.pi * max(0.0, step - rise) / max(1.0, steps - rise)))
+    return fall if step >= rise else (step + 1) / (rise + 1)
+
+
+def precision(thief: Thief) -> AbstractContextManager[Any]:
+    """The precision in which the thief trains."""
+    return nullcontext() if thief.autocast is None else torch.autocast("cpu", thief.autocast)
+
+
+def last_layer(model: nn.Module) -> nn.Module:
+    """The last module with a weight matrix: the classifier's head. Raises AttackError if none."""
+    found = [
+        m for m in model.modules() if isinstance(w := getattr(m, "weight", None), nn.Parameter) and w.ndim > 1
+    ]
+    if not found:
+        raise AttackError("The model has no layer with a weight matrix", found=type(model).__name__)
+    return found[-1]
+
+
+def _optimizer(
+    thief: Thief, weights: list[nn.Parameter], lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    if thief.optimizer == "adamw":
+        return torch.optim.AdamW(weights, lr, weight_decay=weight_decay)
+    return torch.optim.SGD(weights, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
