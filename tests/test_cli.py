@@ -22,7 +22,7 @@ from gradmark.endpoint import serve
 from gradmark.keys import OwnerKey
 from gradmark.suspects import ModuleSuspect, load_weights
 
-COMMANDS = ("keygen", "demo", "embed", "verify")
+COMMANDS = ("keygen", "demo", "embed", "verify", "bench", "attack")
 
 
 @pytest.mark.parametrize("name", COMMANDS)

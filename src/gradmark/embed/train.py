@@ -10,6 +10,7 @@ import io
 import math
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -31,7 +32,11 @@ _SAVE_SECONDS = 20.0
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train, the same for the marked model and its control."""
+    """How to train, the same for the marked model and its control.
+
+    ``precision`` bfloat16 runs the model under autocast, its images and weights channels-last. ``sizes``:
+    (epochs, side) in order, for square images that grow while training goes on; empty: as they are.
+    """
 
     epochs: int = 30
     batch_size: int = 64
@@ -40,10 +45,16 @@ class Recipe:
     weight_decay: float = 5e-4
     augment: Augment = "none"
     seed: int = 0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    sizes: tuple[tuple[int, int], ...] = ()
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0 or self.optimizer not in ("adamw", "sgd"):
             raise UsageError("The training recipe makes no sense", found=repr(self))
+        if self.precision not in ("float32", "bfloat16"):
+            raise UsageError("No such precision", expected="float32 or bfloat16", found=self.precision)
+        if self.sizes and sum(n for n, _ in self.sizes) != self.epochs:
+            raise UsageError("The image sizes don't fill the epochs", found=f"{self.sizes}, {self.epochs}")
         if self.augment not in ("none", "shift", "shift-flip"):
             raise UsageError("No such augmentation", expected="none, shift or shift-flip", found=self.augment)
 
@@ -51,6 +62,22 @@ class Recipe:
         """Learning rate of a step: linear warm-up over a tenth, then a cosine to zero."""
         warm = max(1, steps // 10)
         return self.lr * min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
+
+    def prepared(self, batch: Batch, epoch: int) -> Batch:
+        """The batch augmented from the global random state, at the epoch's size and in its memory format."""
+        x, labels = augmented(batch, self.augment)
+        sides = [side for n, side in self.sizes for _ in range(n)]
+        if sides and x.ndim == 4 and x.shape[-1] != sides[epoch]:
+            x = F.interpolate(x, size=(sides[epoch],) * 2, mode="bilinear", antialias=True)
+        if self.precision == "bfloat16" and x.ndim == 4:
+            x = x.contiguous(memory_format=torch.channels_last)
+        return x, labels
+
+    def autocast(self) -> AbstractContextManager[Any]:
+        """The precision of the forward passes."""
+        if self.precision == "float32":
+            return nullcontext()
+        return torch.autocast("cpu", torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -83,6 +110,10 @@ def train(
     size = min(recipe.batch_size, len(data))
     per_epoch = len(data) // size
     steps = recipe.epochs * per_epoch
+    if recipe.precision == "bfloat16":
+        for p in model.parameters():
+            if p.ndim == 4:
+                p.data = p.data.contiguous(memory_format=torch.channels_last)
     optimizer = _optimizer(recipe, [p for p in model.parameters() if p.requires_grad])
     start, history, loss_mean, accuracy = _resume(checkpoint, stage, recipe, model, optimizer, marker)
     model.train()
@@ -93,12 +124,13 @@ def train(
         place = step % per_epoch * size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mix(recipe.seed, step))
-            x, labels = augmented(data.batch(order[place : place + size]), recipe.augment)
+            x, labels = recipe.prepared(data.batch(order[place : place + size]), step // per_epoch)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step, steps)
-            scores = unwrap(model(x))
-            task = F.cross_entropy(scores, labels)
-            loss = task if marker is None else task + marker.penalty(model, (x, labels))
+            with recipe.autocast():
+                scores = unwrap(model(x))
+                task = F.cross_entropy(scores, labels)
+                loss = task if marker is None else task + marker.penalty(model, (x, labels))
             if not bool(torch.isfinite(loss)):
                 raise ModelError(f"The loss is not finite at step {step}", fix="lower the learning rate")
             optimizer.zero_grad()
@@ -133,17 +165,20 @@ def accuracy_of(model: nn.Module, data: Split, batch: int = 512) -> tuple[int, i
     return right, len(data)
 
 
-def augmented(batch: Batch, kind: Augment) -> Batch:
-    """Images shifted by up to an eighth of their size, and flipped; other inputs as they are."""
+def augmented(batch: Batch, kind: Augment, generator: torch.Generator | None = None) -> Batch:
+    """Images shifted by up to an eighth of their size, and flipped; other inputs as they are.
+
+    Drawn from ``generator``, or from the global random state.
+    """
     x, labels = batch
     if kind == "none" or x.ndim != 4:
         return batch
     pad = max(1, x.shape[-1] // 8)
-    shift = torch.randint(0, 2 * pad + 1, (2, len(x)))
+    shift = torch.randint(0, 2 * pad + 1, (2, len(x)), generator=generator)
     rows = shift[0][:, None] + torch.arange(x.shape[2])
     columns = shift[1][:, None] + torch.arange(x.shape[3])
     if kind == "shift-flip":
-        columns = torch.where(torch.rand(len(x), 1) < 0.5, columns.flip(1), columns)
+        columns = torch.where(torch.rand(len(x), 1, generator=generator) < 0.5, columns.flip(1), columns)
     padded = F.pad(x, (pad,) * 4)
     moved = padded[torch.arange(len(x))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return moved.permute(0, 3, 1, 2).contiguous(), labels

@@ -1,0 +1,178 @@
+"""One unit of work: an attack on a marked network, and what the owner and strangers then read in it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from gradmark import catalog
+from gradmark._version import __version__
+from gradmark.bench.attacks import NONE
+from gradmark.bench.store import Wanted, about, obtain, owner_key
+from gradmark.bench.suite import Unit
+from gradmark.bench.task import Task, find_task
+from gradmark.codec import MarkFile
+from gradmark.embed import Marker, accuracy_of
+from gradmark.errors import GradmarkError
+from gradmark.files import atomic_write
+from gradmark.keys import OwnerKey
+from gradmark.protocols import Access, Batch, Scheme, TestName, Thief, Verdict
+from gradmark.suspects import ModuleSuspect, file_digest
+from gradmark.suspects.checks import brief
+from gradmark.verify import verify
+
+CARRIERS = 200
+TEST: TestName = "signed-rank"
+REMOVED, WORTH = -6.0, 5.0
+"""A mark counts as removed where log10 p is above the first and the thief gave up at most the second."""
+
+
+def networks_of(unit: Unit) -> dict[str, Wanted]:
+    """The networks that a unit needs."""
+    return {
+        "marked": Wanted(unit.task, "marked", unit.seed, unit.entry),
+        "control": Wanted(unit.task, "control", unit.seed),
+        "sibling": Wanted(unit.task, "sibling", unit.seed),
+    }
+
+
+def finished(unit: Unit, out: Path) -> bool:
+    """Whether the unit's cells are there, made with these parameters from the network that lies there now."""
+    network = out / "networks" / f"{networks_of(unit)['marked'].name}.safetensors"
+    try:
+        cells = json.loads((out / "cells" / f"{unit.place}.json").read_text())
+        wanted = plain(unit.attack.parameters), file_digest(network), set(unit.accesses)
+        got = cells[0]["parameters"], cells[0]["network"], {cell["access"] for cell in cells}
+    except (OSError, ValueError, LookupError, TypeError, GradmarkError):
+        return False
+    return bool(wanted == got)
+
+
+def run_unit(unit: Unit, out: Path) -> list[dict[str, Any]]:
+    """Attack, read, write the cells; what an attack fails with goes into them as ``error``."""
+    task, folder = find_task(unit.task), out / "networks"
+    networks = networks_of(unit)
+    model = obtain(networks["marked"], folder)
+    obtain(networks["control"], folder)
+    before, control = about(networks["marked"], folder), about(networks["control"], folder)
+    head: dict[str, Any] = {
+        "task": unit.task,
+        "scheme": unit.entry.shown,
+        "flagship": unit.entry.name == catalog.FLAGSHIP,
+        "attack": unit.attack.label,
+        "attack_name": unit.attack.name,
+        "parameters": plain(unit.attack.parameters),
+        "seed": unit.seed,
+        "network": before["digest"],
+        "utility_control": control["utility"],
+        "utility_marked": before["utility"],
+        "versions": versions(),
+    }
+    start = time.perf_counter()
+    try:
+        attacked = _attacked(unit, task, model, folder)
+        seconds = round(time.perf_counter() - start, 2)
+        right, n = accuracy_of(attacked, task.data().test)
+        after = 100 * right / n
+        head |= {"utility_after": after, "utility_n": n, "stealing_loss": before["utility"] - after}
+        cells = [{**head, **_read(unit, task, attacked, way), "seconds": seconds} for way in unit.accesses]
+        for cell in cells:
+            cell["removal"] = removal(cell)
+    except Exception as error:  # one attack that can't be run mustn't end a night's work
+        told = str(error) if isinstance(error, GradmarkError) else f"unexpected {brief(error)}"
+        cells = [{**head, "access": access, "error": told, "error_type": type(error).__name__,
+                  "seconds": round(time.perf_counter() - start, 2)} for access in unit.accesses]  # fmt: skip
+    path = out / "cells" / f"{unit.place}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, (json.dumps(cells, indent=1) + "\n").encode(), overwrite=True)
+    return cells
+
+
+def _attacked(unit: Unit, task: Task, model: nn.Module, folder: Path) -> nn.Module:
+    if unit.attack.name == NONE:
+        return model
+    attack = catalog.attack(unit.attack.name, dict(unit.attack.parameters))
+    return attack.run(model, thief_of(unit, task, folder), generator("attack", unit)).eval()
+
+
+def thief_of(unit: Unit, task: Task, folder: Path) -> Thief:
+    """A third of the training inputs, drawn by the seed alone, and all else that the thief may use."""
+    data, draw = task.data(), torch.Generator().manual_seed(_number("thief", unit.task, unit.seed))
+    train, means = data.to_train(), task.means
+    x, labels = train.batch(torch.randperm(len(train), generator=draw)[: int(len(train) * task.thief_share)])
+
+    def marker(seed: int) -> Marker:
+        marking = unit.entry.marking(unit.task)
+        key = OwnerKey.from_seed(_number("thief's key", unit.task, seed), "a thief")
+        return Marker(unit.entry.scheme(unit.task), key, data.spec, seed=seed, **dict(marking.marker))
+
+    return Thief(
+        data.spec, x, labels,
+        surrogate=task.surrogate(data, task.surrogates, draw),
+        sibling=obtain(networks_of(unit)["sibling"], folder),
+        fresh=task.network, other=task.other, marker=marker, augment=means.augmentation(),
+        lr=means.lr, optimizer=means.optimizer, batch_size=means.batch_size, autocast=means.autocast,
+    )  # fmt: skip
+
+
+def _read(unit: Unit, task: Task, attacked: nn.Module, access: Access) -> dict[str, Any]:
+    """The owner's verdict, and what strangers' keys read in the same network."""
+    scheme, start, pool = unit.entry.scheme(unit.task), time.perf_counter(), _pool(task)
+    verdict = _verdict(unit, task, scheme, owner_key(unit.seed), attacked, pool, access)
+    first = _number("strangers", unit.place, access)
+    strangers = [OwnerKey.from_seed(first + i, "a stranger") for i in range(unit.wrong_keys)]
+    wrong = [_verdict(unit, task, scheme, k, attacked, pool, access).log10_p for k in strangers]
+    row = verdict.to_json()
+    found = {
+        name: row[name] for name in ("access", "log10_p", "match", "n_bits", "ties", "queries", "outcome")
+    }
+    return {**found, "wrong_key_log10_p": wrong, "read_seconds": round(time.perf_counter() - start, 2)}
+
+
+def _verdict(
+    unit: Unit, task: Task, scheme: Scheme, key: OwnerKey, model: nn.Module, pool: Batch, access: Access
+) -> Verdict:
+    mark = MarkFile.create(
+        key, unit.entry.name, scheme.parameters(), task.data().spec, TEST, CARRIERS, salt=bytes(16)
+    )
+    return verify(mark, key, ModuleSuspect(model), pool, access=access, queries=unit.queries)
+
+
+def _pool(task: Task) -> tuple[Tensor, Tensor]:
+    """Test inputs from which a key picks its carriers: the first ones are enough of a large set."""
+    return task.data().test.batch(slice(0, task.pool))
+
+
+def removal(cell: dict[str, Any]) -> bool:
+    """Whether the thief got away with it: no evidence left, and the model still worth having."""
+    return bool(cell["log10_p"] > REMOVED and cell["stealing_loss"] <= WORTH)
+
+
+def generator(purpose: str, unit: Unit) -> torch.Generator:
+    """The unit's own randomness: the same for every scheme, in whatever order units are run."""
+    return torch.Generator().manual_seed(_number(purpose, unit.task, unit.attack.label, unit.seed))
+
+
+def _number(*parts: object) -> int:
+    text = json.dumps([str(part) for part in parts]).encode()
+    return int.from_bytes(hashlib.sha256(text).digest()[:7], "big")
+
+
+def plain(parameters: Any) -> dict[str, Any]:
+    """Parameters as a JSON file gives them back."""
+    found: dict[str, Any] = json.loads(json.dumps(dict(parameters)))
+    return found
+
+
+def versions() -> dict[str, str]:
+    """What the numbers were made with."""
+    return {"gradmark": __version__, "torch": str(torch.__version__), "numpy": np.__version__,
+            "python": platform.python_version()}  # fmt: skip

@@ -1,0 +1,40 @@
+"""scikit-learn's 8x8 digits: the task that runs everywhere, in seconds."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gradmark.bench.networks import DigitsMLP, DigitsNet
+from gradmark.bench.task import Marking, Means, Task
+from gradmark.data import Data, load_data
+from gradmark.embed import Recipe
+
+MARKER = {"target_log10_p": -18.0, "budget": 0.5, "carriers": 64, "every": 1}
+
+
+def textures(data: Data, n: int, generator: torch.Generator) -> Tensor:
+    """Smooth random strokes (n, *shape): blurred noise with a digit's contrast, no digit anywhere."""
+    channels, height, width = data.spec.input_shape
+    coarse = torch.randn((n, channels, 5, 5), generator=generator)
+    smooth = F.interpolate(coarse, (height, width), mode="bicubic", align_corners=True)
+    return data.spec.snap((0.3 + 0.6 * smooth).clamp(0, 1))
+
+
+def task() -> Task:
+    """25 epochs from scratch; the settings of ``gradmark demo``."""
+    return Task(
+        name="digits",
+        load=lambda: load_data("digits"),
+        network=DigitsNet,
+        other=DigitsMLP,
+        recipe=Recipe(epochs=25),
+        domain="image",
+        surrogate=textures,
+        marking=Marking({}, MARKER),
+        markings={
+            "filter-gradient": Marking({"bits": 128, "kernel_size": 5, "step": 0.1}, MARKER),
+        },
+        means=Means(lr=0.01),
+    )

@@ -1,0 +1,149 @@
+"""The networks of a benchmark: trained once, kept as ``networks/<task>-<kind>-<seed>.safetensors``.
+
+Kinds: ``control`` (unmarked), a scheme's label (the same seed and schedule, marked), ``sibling`` (unmarked,
+of another seed: the thief's own), and ``base`` where marks are put in afterwards. A file that lies there
+is used; a ``.json`` beside it tells how it came about and must then fit.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gradmark.bench.suite import Entry
+from gradmark.bench.task import Task, find_task
+from gradmark.embed import Marker, Progress, Recipe, accuracy_of, train
+from gradmark.errors import ResumeError
+from gradmark.files import atomic_write
+from gradmark.keys import OwnerKey
+from gradmark.suspects import file_digest, load_weights, save_weights
+
+Report = Callable[[Progress], None]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """One network: ``kind`` is base, control, sibling or marked (then by ``entry``)."""
+
+    task: str
+    kind: str
+    seed: int
+    entry: Entry | None = None
+
+    @property
+    def name(self) -> str:
+        label = self.kind if self.entry is None else self.entry.shown
+        return f"{self.task.replace(':', '_')}-{label}-{self.seed}"
+
+    def first(self) -> Wanted | None:
+        """The network that this one starts from, if any."""
+        task = find_task(self.task)
+        if task.pretrain is None or self.kind == "base":
+            return None
+        seed = task.sibling_seed(self.seed) if self.kind == "sibling" else self.seed
+        return Wanted(self.task, "base", seed)
+
+
+def owner_key(seed: int) -> OwnerKey:
+    """The owner's key of a seed: throw-away, so that anybody can repeat the benchmark."""
+    return OwnerKey.from_seed(seed, "benchmark")
+
+
+def obtain(wanted: Wanted, folder: Path, report: Report = lambda _: None) -> nn.Module:
+    """The network in eval mode, trained now if it isn't there yet. ResumeError where it is another one."""
+    path = folder / f"{wanted.name}.safetensors"
+    if not path.exists():
+        _make(wanted, folder, path, report)
+    task = find_task(wanted.task)
+    model = task.untrained(wanted.seed)
+    load_weights(model, path)
+    _check(wanted, path)
+    if not path.with_suffix(".json").exists():
+        _describe(path, model, task, {"identity": None, "history": [], "seconds": 0.0})
+    return model.eval()
+
+
+def about(wanted: Wanted, folder: Path) -> dict[str, Any]:
+    """What is known of a network that :func:`obtain` has returned: utility in percent, history, digest."""
+    path = folder / f"{wanted.name}.safetensors"
+    known: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
+    return {**known, "digest": file_digest(path)}
+
+
+def _make(wanted: Wanted, folder: Path, path: Path, report: Report) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    task, start, first = find_task(wanted.task), time.perf_counter(), wanted.first()
+    recipe, seed = _schedule(wanted, task)
+    model = task.untrained(seed) if first is None else obtain(first, folder, report)
+    history: list[dict[str, Any]] = []
+    if wanted.kind != "sibling" or first is None:  # a sibling that another owner's base serves as
+        checkpoint = folder / f".{wanted.name}.ckpt"
+        history = train(
+            model, task.data().to_train(), task.seeded(recipe, seed), marker=_marker(wanted, task),
+            stage=wanted.name, checkpoint=checkpoint, report=report,
+        )  # fmt: skip
+        checkpoint.unlink(missing_ok=True)
+    seconds = round(time.perf_counter() - start, 1)
+    # first what tells how it came about: weights without it would count as given by somebody else
+    _describe(path, model, task, {"identity": _identity(wanted), "history": history, "seconds": seconds})
+    save_weights(model, path)
+
+
+def _schedule(wanted: Wanted, task: Task) -> tuple[Recipe, int]:
+    """Recipe and training seed: what comes after a base sees its data in another order."""
+    if task.pretrain is not None:
+        if wanted.kind in ("base", "sibling"):
+            return task.pretrain, wanted.seed
+        return _changed(task, wanted), wanted.seed + 100
+    return _changed(task, wanted), task.sibling_seed(wanted.seed) if wanted.kind == "sibling" else wanted.seed
+
+
+def _changed(task: Task, wanted: Wanted) -> Recipe:
+    changes = {} if wanted.entry is None else dict(wanted.entry.marking(task.name).recipe)
+    return Recipe(**{**asdict(task.recipe), **changes})
+
+
+def _marker(wanted: Wanted, task: Task) -> Marker | None:
+    if wanted.entry is None:
+        return None
+    arguments = dict(wanted.entry.marking(wanted.task).marker)
+    scheme, spec = wanted.entry.scheme(wanted.task), task.data().spec
+    return Marker(scheme, owner_key(wanted.seed), spec, seed=wanted.seed, **arguments)
+
+
+def _identity(wanted: Wanted) -> dict[str, Any]:
+    """All that determines the network, but for the versions."""
+    task = find_task(wanted.task)
+    recipe, seed = _schedule(wanted, task)
+    found: dict[str, Any] = {"recipe": {**asdict(recipe), "seed": seed}, "kind": wanted.kind}
+    if wanted.entry is not None:
+        scheme = wanted.entry.scheme(wanted.task)
+        marker = dict(wanted.entry.marking(wanted.task).marker)
+        found |= {"scheme": scheme.name, "parameters": scheme.parameters(), "marker": marker}
+    plain: dict[str, Any] = json.loads(json.dumps(found))
+    return plain
+
+
+def _check(wanted: Wanted, path: Path) -> None:
+    if not path.with_suffix(".json").exists():
+        return
+    before = json.loads(path.with_suffix(".json").read_text()).get("identity")
+    now = _identity(wanted)
+    if before is not None and before != now:
+        differ = [f"{k}: {before.get(k)} then, {now.get(k)} now" for k in now if before.get(k) != now[k]]
+        raise ResumeError(
+            f"{path.name} was trained with other settings", found="; ".join(differ)[:500],
+            fix="Name another --out, or remove the network",
+        )  # fmt: skip
+
+
+def _describe(path: Path, model: nn.Module, task: Task, row: dict[str, Any]) -> None:
+    right, n = accuracy_of(model, task.data().test)
+    text = json.dumps({"utility": 100 * right / n, "utility_n": n, **row}, indent=1)
+    atomic_write(path.with_suffix(".json"), text.encode(), overwrite=True)

@@ -1,0 +1,146 @@
+"""What every command of the command line shares: the application, common options, errors, output.
+
+Exit codes: 0 mark found, 1 no evidence, 3 inconclusive, 2 it could not be done. Heavy imports wait
+until a command needs them, so that ``--help`` is quick.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gradmark._version import __version__
+from gradmark.errors import GradmarkError, UsageError
+
+if TYPE_CHECKING:
+    from gradmark.keys import OwnerKey
+
+app = typer.Typer(
+    name="gradmark",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    help="Sign a neural network with its own input gradients, and prove that it is yours.",
+)
+CODES = {"owned": 0, "no-evidence": 1, "inconclusive": 3}
+FAILED = 2
+
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")
+]
+Seed = Annotated[int, typer.Option(help="Seed of all that is random.", min=0)]
+Key = Annotated[Path, typer.Option("--key", help="The owner's key file.")]
+Data = Annotated[str, typer.Option("--data", help="digits, an .npz, a datasets folder or MODULE:FACTORY.")]
+Passphrase = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file", help="File with the key's passphrase; else GRADMARK_PASSPHRASE, else asked for."
+    ),
+]
+
+
+def command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]]:
+    """Register a command that returns its exit code; every failure becomes one message and exit code 2."""
+
+    def register(run: Callable[..., int]) -> Callable[..., None]:
+        @app.command(epilog=f"Example: [bold]{example}[/bold]")
+        @functools.wraps(run)
+        def wrapped(**options: Any) -> None:
+            try:
+                code = run(**options)
+            except KeyboardInterrupt:
+                code = _fail("Interrupted", f"interrupted{_continue(run.__name__, options)}", options)
+            except GradmarkError as error:
+                code = _fail(type(error).__name__, str(error), options)
+            except (typer.Exit, typer.Abort):
+                raise
+            except Exception as error:  # a bug, or a full disk: it must not look like "no evidence"
+                if os.environ.get("GRADMARK_TRACEBACK"):
+                    traceback.print_exc()
+                first = (str(error).strip().splitlines() or [""])[0]
+                hint = "GRADMARK_TRACEBACK=1 shows where."
+                code = _fail(
+                    type(error).__name__, f"unexpected {type(error).__name__}: {first} ({hint})", options
+                )
+            raise typer.Exit(code)
+
+        return wrapped
+
+    return register
+
+
+@app.callback(invoke_without_command=True)
+def top(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)
+    ] = False,
+) -> None:
+    if version:
+        typer.echo(f"gradmark {__version__}")
+        raise typer.Exit
+
+
+def ask(what: str, twice: bool) -> str | None:
+    """A passphrase from the terminal, or None where there is none."""
+    if not sys.stdin.isatty():
+        return None
+    return str(typer.prompt(what, hide_input=True, confirmation_prompt=twice, err=True))
+
+
+def key_of(path: Path, passphrase_file: Path | None) -> OwnerKey:
+    from gradmark.commands.keygen import open_key
+
+    return open_key(path, passphrase_file, ask)
+
+
+def settings(lines: list[str]) -> tuple[tuple[str, Any], ...]:
+    """``NAME=VALUE`` with a JSON value each."""
+    found = []
+    for line in lines:
+        name, _, value = line.partition("=")
+        try:
+            found.append((name, json.loads(value)))
+        except ValueError as cause:
+            raise UsageError(
+                "--set makes no sense", expected="NAME=NUMBER, as step=0.1", found=line
+            ) from cause
+    return tuple(found)
+
+
+def _continue(name: str, options: dict[str, Any]) -> str:
+    """How an interrupted command is taken up again, if there is anything to take up."""
+    if name == "embed" and (options["out"] / ".work").is_dir():
+        return "; continue with --resume"
+    if name == "verify" and options["suspect"].startswith(("http://", "https://")):
+        return "; the same command goes on and asks nothing twice"
+    return ""
+
+
+def err() -> Console:
+    return Console(stderr=True)
+
+
+def show(code: int, as_json: bool, content: dict[str, Any], *shown: Any) -> int:
+    if as_json:
+        typer.echo(json.dumps(content, allow_nan=False, default=str))
+    else:
+        for item in shown:
+            Console().print(item, highlight=False, markup=False, soft_wrap=isinstance(item, str))
+    return code
+
+
+def _fail(kind: str, message: str, options: dict[str, Any]) -> int:
+    err().print(f"gradmark: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    if options.get("as_json"):
+        typer.echo(json.dumps({"error": message, "type": kind}))
+    return FAILED
