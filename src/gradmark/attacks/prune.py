@@ -1,4 +1,4 @@
-"""Global magnitude pruning of weight matrices and kernels."""
+"""Magnitude pruning of weight matrices and kernels: single weights, or whole filters."""
 
 from __future__ import annotations
 
@@ -7,31 +7,47 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.nn.utils import prune
 
 from gradmark.protocols import Thief
+from gradmark.thief import last_layer
 
 
 @dataclass(frozen=True)
 class Prune:
-    """Set the smallest ``fraction`` of all weights (biases and norms aside) to zero."""
+    """Set the smallest ``fraction`` of all weights (biases and norms aside) to zero.
+
+    ``structured``: in each layer, that share of its filters (a linear layer's rows), the ones with the
+    smallest L2 norm, instead of single weights. The head keeps all its rows: each is a class's score.
+    """
 
     fraction: float = 0.5
+    structured: bool = False
 
     name = "prune"
 
     def run(self, model: nn.Module, thief: Thief, generator: torch.Generator) -> nn.Module:
-        attacked = copy.deepcopy(model)
-        weights = [p for p in _weights(attacked) if p.is_floating_point()]
-        sizes = torch.cat([p.detach().abs().flatten() for p in weights])
-        smallest = sizes.topk(round(self.fraction * len(sizes)), largest=False, sorted=False).indices
-        kept = torch.ones_like(sizes).index_fill_(0, smallest, 0.0).split([p.numel() for p in weights])
-        with torch.no_grad():
-            for p, part in zip(weights, kept, strict=True):
-                p.mul_(part.reshape(p.shape))
+        attacked, pruned = copy.deepcopy(model), copy.deepcopy(model)
+        layers = _layers(pruned)
+        if self.structured:
+            head = last_layer(pruned)
+            layers = [layer for layer in layers if layer is not head]
+            for layer in layers:
+                prune.ln_structured(layer, "weight", amount=float(self.fraction), n=2, dim=0)
+        else:
+            weights = [(layer, "weight") for layer in layers]
+            prune.global_unstructured(weights, prune.L1Unstructured, amount=float(self.fraction))
+        for layer in layers:
+            prune.remove(layer, "weight")
+        attacked.load_state_dict(pruned.state_dict())  # removal alone would leave them in another order
         return attacked.eval()
 
 
-def _weights(model: nn.Module) -> list[nn.Parameter]:
-    """Each layer's ``weight`` with two axes or more, shared ones once."""
-    found = {id(w): w for m in model.modules() if (w := getattr(m, "weight", None)) is not None}
-    return [w for w in found.values() if isinstance(w, nn.Parameter) and w.ndim > 1]
+def _layers(model: nn.Module) -> list[nn.Module]:
+    """Each layer with a floating ``weight`` of two axes or more, shared weights once."""
+    found: dict[int, nn.Module] = {}
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is not None and weight.ndim > 1 and weight.is_floating_point():
+            found.setdefault(id(weight), module)
+    return list(found.values())

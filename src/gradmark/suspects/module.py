@@ -67,6 +67,12 @@ class ModuleSuspect:
             )
             return torch.cat([self._gradient(x_part, v_part) for x_part, v_part in parts])
 
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter by name, in the module's order: float32 copies on the CPU."""
+        with torch.no_grad():
+            return {n: p.detach().dequantize().to("cpu", torch.float32, copy=True)
+                    for n, p in self.module.named_parameters()}  # fmt: skip
+
     def _gradient(self, x: Tensor, v: Tensor) -> Tensor:
         like = _dtype_device(self.module)
         # clone: the caller's tensor may be an inference tensor, and must not become a leaf of ours
@@ -158,13 +164,19 @@ def weights_digest(module: nn.Module) -> str:
     """``sha256:<hex>`` over the sorted names, dtypes, shapes and bytes of the state dict."""
     total = hashlib.sha256()
     for name, value in sorted(module.state_dict().items()):
-        if not isinstance(value, Tensor):
-            continue
-        value = value.detach().cpu()
-        value = value.int_repr() if value.is_quantized else value
-        total.update(f"{name}\0{value.dtype}\0{tuple(value.shape)}\0".encode())
-        total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        for part in _plain(value.detach().cpu()) if isinstance(value, Tensor) else ():
+            total.update(f"{name}\0{part.dtype}\0{tuple(part.shape)}\0".encode())
+            total.update(part.contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return "sha256:" + total.hexdigest()
+
+
+def _plain(value: Tensor) -> Iterator[Tensor]:
+    """The ordinary tensors that hold ``value``: torchao's weights consist of several."""
+    if hasattr(value, "__tensor_flatten__"):
+        for name in value.__tensor_flatten__()[0]:
+            yield from _plain(getattr(value, name))
+    else:
+        yield value.int_repr() if value.is_quantized else value
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

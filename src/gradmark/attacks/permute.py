@@ -1,0 +1,30 @@
+"""Permuting neurons: the same function with every weight somewhere else."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from gradmark.protocols import Thief
+from gradmark.rewiring import PASSAGE, mixer, need, passages, select, unchanged
+
+
+@dataclass(frozen=True)
+class Permute:
+    """Put the neurons of every passage in a random order (Yan et al., USENIX Security 2023).
+
+    Raises AttackError where the model can't be traced or has no passage.
+    """
+
+    name = "permute"
+
+    def run(self, model: nn.Module, thief: Thief, generator: torch.Generator) -> nn.Module:
+        attacked = copy.deepcopy(model)
+        found = need(passages(attacked, thief.x), PASSAGE)
+        for passage in found:
+            width = len(mixer(attacked, passage.producer).weight)
+            select(attacked, passage, torch.randperm(width, generator=generator))
+        return unchanged(model, attacked, thief.x)
