@@ -6,14 +6,17 @@ import pytest
 import torch
 from torch import nn
 
-from conformance import SPECS, inputs, network, same_world, world
+from conformance import SPECS, inputs, network, same_world, scheme_for, world
 from gradmark import catalog
+from gradmark.embed import Marker
 from gradmark.errors import UnknownNameError
+from gradmark.keys import OwnerKey
 from gradmark.protocols import Thief
 from gradmark.suspects.module import weights_digest
 
-RENAMED = {"fold"}
-"""They take modules away."""
+GUARDS = {name for name in catalog.ATTACKS if name.startswith(("input-", "output-", "detect-"))}
+RENAMED = {"fold", *GUARDS}
+"""They take modules away, or put the model into another."""
 
 
 def victim(seed: int = 0) -> nn.Module:
@@ -21,12 +24,27 @@ def victim(seed: int = 0) -> nn.Module:
     return nn.Sequential(*body[:-2], nn.BatchNorm1d(64), body[-2], nn.Dropout(0.5), body[-1]).train()
 
 
-THIEF = Thief(SPECS["grey"], *inputs("grey", 120, seed=0), sibling=victim(9).eval(), batch_size=40)
+def marker(seed: int) -> Marker:
+    return Marker(scheme_for("filter-gradient", "grey"), OwnerKey.from_seed(seed), SPECS["grey"])
+
+
+THIEF = Thief(
+    SPECS["grey"],
+    *inputs("grey", 120, seed=0),
+    sibling=victim(9).eval(),
+    fresh=victim,
+    other=victim,
+    surrogate=inputs("grey", 120, seed=5)[0],
+    marker=marker,
+    batch_size=40,
+)
 
 
 def run(name: str, model: nn.Module, seed: int = 0) -> nn.Module:
     if name == "torchao-int8":
         pytest.importorskip("torchao")
+    if name == "lora":
+        pytest.importorskip("peft")
     return catalog.attack(name).run(model, THIEF, torch.Generator().manual_seed(seed))
 
 

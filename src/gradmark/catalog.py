@@ -6,9 +6,20 @@ import difflib
 from collections.abc import Callable
 from typing import Any
 
+from gradmark.attacks.adversarial import Adversarial
+from gradmark.attacks.dark_noise import DarkNoise
+from gradmark.attacks.fine_prune import FinePrune
 from gradmark.attacks.finetune import FineTune
+from gradmark.attacks.flatten import Flatten, SelfDistill, SubtractMean
+from gradmark.attacks.gradient_masking import GradientMasking
+from gradmark.attacks.launder import Launder
+from gradmark.attacks.lora import LoRA
+from gradmark.attacks.overwrite import Overwrite
 from gradmark.attacks.prune import Prune
 from gradmark.attacks.quantize import Quantize
+from gradmark.attacks.regularize import Regularize
+from gradmark.attacks.retrain import FineTuneLast, RetrainAll, RetrainLast
+from gradmark.attacks.smooth import Smooth
 from gradmark.errors import MarkFileError, UnknownNameError
 from gradmark.protocols import Attack, Scheme
 from gradmark.schemes.filter_gradient import FilterGradient
@@ -17,6 +28,21 @@ FLAGSHIP = "filter-gradient"
 SCHEMES: dict[str, type[Any]] = {"filter-gradient": FilterGradient}
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "finetune": FineTune,
+    "adversarial": Adversarial,
+    "dark-noise": DarkNoise,
+    "fine-prune": FinePrune,
+    "flatten": Flatten,
+    "ftll": FineTuneLast,
+    "gradient-masking": GradientMasking,
+    "launder": Launder,
+    "lora": LoRA,
+    "overwrite": Overwrite,
+    "regularize": Regularize,
+    "rtal": RetrainAll,
+    "rtll": RetrainLast,
+    "self-distill": SelfDistill,
+    "smooth": Smooth,
+    "subtract-mean": SubtractMean,
     "prune": Prune,
     "quantize": Quantize,
 }

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradmark.embed.modes import penalty_mode
 from gradmark.errors import AttackError
 from gradmark.protocols import Batch, Thief
 from gradmark.suspects.checks import unwrap
@@ -22,9 +23,18 @@ Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From the model, inputs (b, *shape) and labels (b,) to a scalar."""
 
 
+def logits(model: nn.Module, x: Tensor) -> Tensor:
+    """Scores (b, C) in float32: what the model answers, or its logarithm where that is probabilities."""
+    out: Tensor = unwrap(model(x)).float()
+    p = out.detach()
+    if bool((p >= 0).all()) and bool(((p.sum(1) - 1).abs() < 1e-3).all()):
+        return out.clamp_min(1e-12).log()
+    return out
+
+
 def label_loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
     """Cross-entropy with the labels."""
-    return F.cross_entropy(unwrap(model(x)), labels)
+    return F.cross_entropy(logits(model, x), labels)
 
 
 def batches(thief: Thief, generator: torch.Generator, data: Batch | None = None) -> Iterator[Batch]:
@@ -52,12 +62,14 @@ def fit(
     data: Batch | None = None,
     weight_decay: float = 5e-4,
     warmup: float = 0.0,
+    after: Callable[[], None] | None = None,
 ) -> None:
     """Train ``model`` in place for ``epochs`` and leave it in eval mode; the rate falls by a cosine.
 
     ``lr``: the peak rate, by default the owner's. ``weights``: train these alone; parts of the model
     that hold none of them keep their eval mode, so batch statistics stay too. ``warmup``: share of
-    the steps in which the rate rises. Raises AttackError where the loss isn't finite.
+    the steps in which the rate rises. ``after`` is called after each step. Raises AttackError where
+    the loss isn't finite.
     """
     trained = [p for p in model.parameters() if p.requires_grad] if weights is None else weights
     chosen = {id(p) for p in trained}
@@ -69,7 +81,8 @@ def fit(
             part.training = any(id(p) in chosen for p in part.parameters())
     n = len(thief.x if data is None else data[0])
     steps, step = epochs * max(1, n // min(thief.batch_size, n)), 0
-    with torch.random.fork_rng(devices=[]):  # dropout draws from the global state
+    # Dropout draws from the global state; weights that aren't trained need no gradient.
+    with torch.random.fork_rng(devices=[]), _only(model, trained):
         torch.manual_seed(int(torch.randint(2**62, (), generator=generator)))
         for _ in range(epochs):
             for x, labels in batches(thief, generator, data):
@@ -81,8 +94,26 @@ def fit(
                 optimizer.zero_grad()
                 value.backward()
                 optimizer.step()
+                if after is not None:
+                    after()
                 step += 1
+    optimizer.zero_grad()
     model.eval()
+
+
+@contextmanager
+def _only(model: nn.Module, trained: list[nn.Parameter]) -> Iterator[None]:
+    """``trained`` alone take gradients in the block; every weight's own setting comes back after it."""
+    everything = {id(p): p for p in [*model.parameters(), *trained]}
+    before = {key: p.requires_grad for key, p in everything.items()}
+    chosen = {id(p) for p in trained}
+    for key, p in everything.items():
+        p.requires_grad_(key in chosen)
+    try:
+        yield
+    finally:
+        for key, p in everything.items():
+            p.requires_grad_(before[key])
 
 
 def rate(step: int, steps: int, warmup: float = 0.0) -> float:
@@ -113,3 +144,16 @@ def _optimizer(
     if thief.optimizer == "adamw":
         return torch.optim.AdamW(weights, lr, weight_decay=weight_decay)
     return torch.optim.SGD(weights, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay)
+
+
+__all__ = [
+    "Loss",
+    "batches",
+    "fit",
+    "label_loss",
+    "last_layer",
+    "logits",
+    "penalty_mode",
+    "precision",
+    "rate",
+]
