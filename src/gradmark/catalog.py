@@ -7,25 +7,52 @@ from collections.abc import Callable
 from typing import Any
 
 from gradmark.attacks.adversarial import Adversarial
+from gradmark.attacks.average import Average
 from gradmark.attacks.dark_noise import DarkNoise
+from gradmark.attacks.detect_probes import DetectProbes
+from gradmark.attacks.distill import Distill, HardLabels, Knockoff
+from gradmark.attacks.dummy import Dummy
 from gradmark.attacks.fine_prune import FinePrune
 from gradmark.attacks.finetune import FineTune
 from gradmark.attacks.flatten import Flatten, SelfDistill, SubtractMean
+from gradmark.attacks.flip import FlipSigns
+from gradmark.attacks.fold import Fold
 from gradmark.attacks.gradient_masking import GradientMasking
+from gradmark.attacks.input_crop import InputCrop
+from gradmark.attacks.input_depth import InputDepth
+from gradmark.attacks.input_flip import InputFlip
+from gradmark.attacks.input_jpeg import InputJpeg
+from gradmark.attacks.input_noise import InputNoise
+from gradmark.attacks.input_pca import InputPca
+from gradmark.attacks.input_smooth import InputSmooth
+from gradmark.attacks.input_squeeze import InputSqueeze
 from gradmark.attacks.launder import Launder
 from gradmark.attacks.lora import LoRA
+from gradmark.attacks.noise import Noise
+from gradmark.attacks.output_noise import OutputNoise
+from gradmark.attacks.output_round import OutputRound
+from gradmark.attacks.output_temperature import OutputTemperature
+from gradmark.attacks.output_top1 import OutputTop1
+from gradmark.attacks.output_topk import OutputTopK
 from gradmark.attacks.overwrite import Overwrite
+from gradmark.attacks.permute import Permute
 from gradmark.attacks.prune import Prune
 from gradmark.attacks.quantize import Quantize
 from gradmark.attacks.regularize import Regularize
+from gradmark.attacks.rescale import Rescale
 from gradmark.attacks.retrain import FineTuneLast, RetrainAll, RetrainLast
+from gradmark.attacks.shift import Shift
 from gradmark.attacks.smooth import Smooth
-from gradmark.errors import MarkFileError, UnknownNameError
+from gradmark.attacks.torchao import TorchAO
+from gradmark.chain import Chain
+from gradmark.errors import AttackError, MarkFileError, UnknownNameError
 from gradmark.protocols import Attack, Scheme
 from gradmark.schemes.filter_gradient import FilterGradient
 
 FLAGSHIP = "filter-gradient"
-SCHEMES: dict[str, type[Any]] = {"filter-gradient": FilterGradient}
+SCHEMES: dict[str, type[Any]] = {
+    "filter-gradient": FilterGradient,
+}
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "finetune": FineTune,
     "adversarial": Adversarial,
@@ -45,6 +72,32 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "subtract-mean": SubtractMean,
     "prune": Prune,
     "quantize": Quantize,
+    "average": Average,
+    "dummy": Dummy,
+    "flip-signs": FlipSigns,
+    "fold": Fold,
+    "noise": Noise,
+    "permute": Permute,
+    "rescale": Rescale,
+    "torchao-int8": TorchAO,
+    "weight-shift": Shift,
+    "detect-probes": DetectProbes,
+    "distill": Distill,
+    "hard-labels": HardLabels,
+    "knockoff": Knockoff,
+    "input-crop": InputCrop,
+    "input-depth": InputDepth,
+    "input-flip": InputFlip,
+    "input-jpeg": InputJpeg,
+    "input-noise": InputNoise,
+    "input-pca": InputPca,
+    "input-smooth": InputSmooth,
+    "input-squeeze": InputSqueeze,
+    "output-noise": OutputNoise,
+    "output-round": OutputRound,
+    "output-temperature": OutputTemperature,
+    "output-top1": OutputTop1,
+    "output-topk": OutputTopK,
 }
 
 
@@ -64,8 +117,29 @@ def scheme(name: str, parameters: dict[str, Any] | None = None) -> Scheme:
 
 
 def attack(name: str, parameters: dict[str, Any] | None = None) -> Attack:
-    """The attack called ``name``. Raises UnknownNameError."""
-    return ATTACKS[_known(name, ATTACKS, "attack")](**(parameters or {}))
+    """The attack called ``name``, or several one after the other: ``finetune+prune``.
+
+    ``parameters``: the attack's own; of several, those of each by its name, as in
+    ``{"finetune": {"epochs": 2}}``. Raises UnknownNameError, AttackError on unknown parameters.
+    """
+    given = parameters or {}
+    if "+" not in name:
+        return _attack(name, given)
+    steps = name.split("+")
+    for stranger in set(given) - set(steps):
+        raise UnknownNameError(f"{name} has no step {stranger!r}", expected=f"one of {', '.join(steps)}")
+    return Chain(tuple(_attack(step, given.get(step, {})) for step in steps))
+
+
+def _attack(name: str, parameters: dict[str, Any]) -> Attack:
+    kind = ATTACKS[_known(name, ATTACKS, "attack")]
+    try:
+        return kind(**parameters)
+    except TypeError as cause:
+        known = ", ".join(getattr(kind, "__dataclass_fields__", ()))
+        raise AttackError(
+            f"The attack {name} has other parameters", expected=known or "none", found=", ".join(parameters)
+        ) from cause
 
 
 def _known(name: str, table: dict[str, Any], what: str) -> str:

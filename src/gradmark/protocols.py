@@ -203,7 +203,8 @@ class Attack(Protocol):
     A frozen dataclass of plain numbers and words, so that a benchmark can name and repeat it.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def run(self, model: nn.Module, thief: Thief, generator: torch.Generator) -> nn.Module:
         """The attacked copy of ``model``, in eval mode; what defends an API is a module around it.

@@ -1,28 +1,39 @@
-"""Class scores as schemes use them: one fixed, public rule for logits, probabilities and rounding."""
+"""Class scores as schemes use them: one fixed, public rule for logits, probabilities and rounding.
+
+Scores are *probabilities* if all of them are in [0, 1], no row sums to more than 1, and a row that sums
+to less holds an exact zero (a class that wasn't shown); sums may be off by 1e-3 or by what rounding to
+decimals explains. Everything else is *logits*: also probabilities with noise that nobody evened out.
+
+Probabilities are read as logarithms, and small ones are first raised to a *floor*, so that a class that
+isn't shown reads as a tie and not as an infinite difference. The floor is
+
+- half a unit of the coarsest decimal (at most 6) that explains all scores: rounded answers; one-hot
+  answers have one decimal;
+- else, in a row with exact zeros (only the largest classes shown, noise cut off at zero), a tenth of that
+  row's smallest probability above zero, which a class that isn't shown doesn't reach;
+- never less than 1e-30.
+
+All answers are judged together, so pass all of them: the rule must not depend on a chunk.
+"""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from gradmark.errors import MismatchError
 
 _DECIMALS = range(1, 7)
-_FLOAT32 = 1e-7  # more than the rounding of a float32 below 1, less than any decimal's
+_FLOAT32 = 2e-7  # relative: more than float32 rounds off, so that tiny logits are no rounded zeros
+_SUM = 1e-3  # by which sums may miss 1 whatever the cause
+_HIDDEN = 0.1
+_LEAST = 1e-30  # float32 and its reciprocal hold it
 
 
 def probabilities(scores: Tensor) -> Tensor | None:
-    """The scores, floored away from zero, if they are probabilities; None if they are logits.
-
-    Probabilities are scores in [0, 1] whose rows all sum to 1, within 1e-3 or what rounding them to
-    decimals can take away: a fixed, public rule.
-    """
-    if bool(((scores < 0) | (scores > 1)).any()):
-        return None
-    decimals = _decimals(scores)
-    rounding = 0.0 if decimals is None else 0.5 * 10.0**-decimals * scores.shape[1]
-    if bool(((scores.double().sum(1) - 1).abs() > max(1e-3, rounding)).any()):
-        return None
-    return scores.clamp_min(1e-12)
+    """The scores (b, C), raised to the floor, if they are probabilities; None if they are logits."""
+    found = _floor(scores)
+    return None if found is None else torch.maximum(scores, found.to(scores))
 
 
 def check_classes(scores: Tensor, n_classes: int) -> None:
@@ -36,21 +47,33 @@ def check_classes(scores: Tensor, n_classes: int) -> None:
 def log_scores(scores: Tensor, n_classes: int) -> Tensor:
     """Logits up to a constant per row (b, C), float64, from logits or probabilities.
 
-    Rounded probabilities are floored at half of one unit of the coarsest decimal that explains
-    all of them (at most 6 decimals), so that a class rounded to zero reads as a tie and not as
-    an infinite difference. Raises MismatchError on a wrong number of classes.
+    Raises MismatchError on a wrong number of classes.
     """
     check_classes(scores, n_classes)
-    if probabilities(scores) is None:
-        return scores.double()
-    decimals = _decimals(scores)
-    return scores.double().clamp_min(1e-12 if decimals is None else 0.5 * 10.0**-decimals).log()
+    found = _floor(scores)
+    return scores.double() if found is None else torch.maximum(scores.double(), found).log()
 
 
-def _decimals(scores: Tensor) -> int | None:
-    """The fewest decimals, at most 6, that all scores are rounded to; None if they aren't."""
+def _floor(scores: Tensor) -> Tensor | None:
+    """What smaller probabilities are raised to (b, 1), float64; None if the scores are logits."""
+    if bool(((scores < 0) | (scores > 1)).any()):
+        return None
     p = scores.double()
+    decimals = _decimals(p)
+    # a whole unit per class: some cut decimals off where others round
+    slack = _SUM if decimals is None else max(_SUM, 10.0**-decimals * p.shape[1])
+    excess, hidden = p.sum(1, keepdim=True) - 1, (p == 0).any(1, keepdim=True)
+    if bool((excess > slack).any()) or bool(((excess < -slack) & ~hidden).any()):
+        return None
+    if decimals is not None:
+        return torch.full_like(excess, 0.5 * 10.0**-decimals)
+    shown = p.masked_fill(p == 0, 1.0).amin(1, keepdim=True)
+    return torch.where(hidden, _HIDDEN * shown, 0.0).clamp_min(_LEAST)
+
+
+def _decimals(p: Tensor) -> int | None:
+    """The fewest decimals, at most 6, that all scores are rounded to; None if they aren't."""
     for decimals in _DECIMALS:
-        if bool(((p - p.round(decimals=decimals)).abs() < _FLOAT32).all()):
+        if bool(((p - p.round(decimals=decimals)).abs() <= _FLOAT32 * p).all()):
             return decimals
     return None
