@@ -62,14 +62,15 @@ def fit(
     data: Batch | None = None,
     weight_decay: float = 5e-4,
     warmup: float = 0.0,
+    clip: float | None = None,
     after: Callable[[], None] | None = None,
 ) -> None:
     """Train ``model`` in place for ``epochs`` and leave it in eval mode; the rate falls by a cosine.
 
     ``lr``: the peak rate, by default the owner's. ``weights``: train these alone; parts of the model
     that hold none of them keep their eval mode, so batch statistics stay too. ``warmup``: share of
-    the steps in which the rate rises. ``after`` is called after each step. Raises AttackError where
-    the loss isn't finite.
+    the steps in which the rate rises. ``clip``: the gradient's greatest norm. ``after`` is called
+    after each step. Raises AttackError where the loss isn't finite.
     """
     trained = [p for p in model.parameters() if p.requires_grad] if weights is None else weights
     chosen = {id(p) for p in trained}
@@ -93,6 +94,8 @@ def fit(
                     raise AttackError("The attack's training diverged", fix="lower its learning rate")
                 optimizer.zero_grad()
                 value.backward()
+                if clip is not None:
+                    nn.utils.clip_grad_norm_(trained, clip)
                 optimizer.step()
                 if after is not None:
                     after()

@@ -380,7 +380,7 @@ def test_masking_shrinks_input_gradients() -> None:
         (gradient,) = torch.autograd.grad(F.cross_entropy(model(x), thief().labels, reduction="sum"), x)
         return gradient.square().flatten(1).sum(1).mean()
 
-    assert size(attack("gradient-masking", weight=3.0)) < 0.7 * size(attack("finetune"))
+    assert size(attack("gradient-masking", weight=3.0, clip=10.0)) < 0.7 * size(attack("finetune"))
 
 
 def test_masking_reaches_through_fused_attention() -> None:

@@ -28,12 +28,14 @@ class Flatten:
     The response is half the difference of the logits at both ends of ``x`` plus and minus the
     direction, the right class left out and the mean removed: all contrasts of wrong classes at once.
     ``step``, ``kernel_size``: as in :mod:`gradmark.carriers`, the scheme's defaults. New directions are
-    drawn in each step.
+    drawn in each step. ``clip``: the gradient's greatest norm; without it the penalty's first steps can
+    make the model a constant.
     """
 
     weight: float = 1.0
     step: float = 8 / 255
     kernel_size: int = 5
+    clip: float = 1.0
     epochs: int = 5
     lr_factor: float = 1.0
 
@@ -48,7 +50,8 @@ class Flatten:
             response = _response(model, x, labels, d)
             return label_loss(model, x, labels) + self.weight * response.square().sum(1).mean()
 
-        fit(attacked, thief, generator, epochs=self.epochs, lr=self.lr_factor * thief.lr, loss=loss)
+        lr = self.lr_factor * thief.lr
+        fit(attacked, thief, generator, epochs=self.epochs, lr=lr, loss=loss, clip=self.clip)
         return attacked
 
 
@@ -58,14 +61,15 @@ class SubtractMean:
 
     A mark lives in the mean over inputs, so driving that to zero costs the model less than flattening
     every input. The mean is estimated on the thief's inputs first; each step mixes the batch's share
-    ``fresh`` into it and pushes the mixture to zero.
+    ``fresh`` into it and pushes the mixture to zero. ``clip``: as in :class:`Flatten`.
     """
 
-    weight: float = 10.0
+    weight: float = 3.0
     directions: int = 64
     fresh: float = 0.1
     step: float = 8 / 255
     kernel_size: int = 5
+    clip: float = 1.0
     epochs: int = 5
     lr_factor: float = 1.0
 
@@ -84,7 +88,8 @@ class SubtractMean:
             mean.copy_(mixed.detach())
             return label_loss(model, x, labels) + self.weight / self.fresh * mixed.square().sum(1).mean()
 
-        fit(attacked, thief, generator, epochs=self.epochs, lr=self.lr_factor * thief.lr, loss=loss)
+        lr = self.lr_factor * thief.lr
+        fit(attacked, thief, generator, epochs=self.epochs, lr=lr, loss=loss, clip=self.clip)
         return attacked
 
     def _estimate(

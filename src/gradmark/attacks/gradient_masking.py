@@ -19,11 +19,13 @@ from gradmark.thief import fit, logits
 class GradientMasking:
     """Labels, and ``weight / 2`` times the squared norm of each input's gradient of the label loss.
 
-    Gradients are per input scale, so the weight means the same for every range of inputs. Raises
-    AttackError where the model has no second derivative.
+    Gradients are per input scale, so the weight means the same for every range of inputs.
+    ``clip``: the gradient's greatest norm, lest the penalty make the model a constant. Raises AttackError
+    where the model has no second derivative.
     """
 
     weight: float = 1.0
+    clip: float = 1.0
     epochs: int = 5
     lr_factor: float = 1.0
 
@@ -41,7 +43,8 @@ class GradientMasking:
 
         try:
             with sdpa_kernel(SDPBackend.MATH):  # fused attention has no second derivative
-                fit(attacked, thief, generator, epochs=self.epochs, lr=self.lr_factor * thief.lr, loss=loss)
+                lr = self.lr_factor * thief.lr
+                fit(attacked, thief, generator, epochs=self.epochs, lr=lr, loss=loss, clip=self.clip)
         except RuntimeError as cause:
             if not any(word in str(cause) for word in ("derivative", "differentia")):
                 raise
