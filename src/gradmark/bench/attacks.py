@@ -78,16 +78,17 @@ def _weights() -> list[Configured]:
     rows += [Configured(f"quantize-{b}", "quantize", {"bits": b}) for b in (8, 5, 4, 3)]
     rows.append(Configured("torchao-int8", "torchao-int8"))
     rows += [Configured(f"noise-{v:g}", "noise", {"level": v}) for v in (0.05, 0.1, 0.2)]
-    rows += [Configured(f"weight-shift-{v:g}", "weight-shift", {"strength": v}) for v in (0.5, 1.0)]
-    return rows + [Configured(f"merge-{v:g}", "merge", {"share": v}) for v in (0.2, 0.5)]
+    rows += [Configured(f"weight-shift-{v:g}", "weight-shift", {"strength": v}) for v in (0.5, 1.5)]
+    return rows + [Configured(f"average-{v:g}", "average", {"share": v}) for v in (0.2, 0.5)]
 
 
 def _extraction(epochs: int) -> list[Configured]:
     """A new network that learns from the stolen one's answers."""
     return [
         Configured("distill", "distill", {"epochs": epochs}),
-        Configured("distill-hot", "distill", {"epochs": epochs, "temperature": 4.0}),
-        Configured("distill-cross", "distill", {"epochs": epochs, "cross": True}),
+        Configured("distill-t1", "distill", {"epochs": epochs, "temperature": 1.0}),
+        Configured("distill-cross", "distill", {"epochs": epochs, "student": "other"}),
+        Configured("distill-sibling", "distill", {"epochs": epochs, "student": "sibling"}),
         Configured("distill-surrogate", "distill", {"epochs": epochs, "surrogate": True}),
         Configured("hard-labels", "hard-labels", {"epochs": epochs}),
         Configured("knockoff", "knockoff", {"epochs": epochs}),
@@ -121,7 +122,7 @@ def _combined(tune: int, extract: int) -> list[Configured]:
     tuning, pruning = {"epochs": tune, "lr_factor": 1.0}, {"fraction": 0.5}
     rows: dict[str, dict[str, Any]] = {
         "prune+finetune+quantize": {"prune": pruning, "finetune": tuning, "quantize": {"bits": 5}},
-        "finetune+noise+merge": {"finetune": tuning, "noise": {"level": 0.05}, "merge": {"share": 0.2}},
+        "finetune+noise+average": {"finetune": tuning, "noise": {"level": 0.05}, "average": {"share": 0.2}},
         "adversarial+fine-prune": {
             "adversarial": {"epochs": tune},
             "fine-prune": {"epochs": tune, "fraction": 0.5},

@@ -33,7 +33,7 @@ class SpeechNet(nn.Module):
 
     def __init__(self, widths: tuple[int, ...] = (32, 64, 64, 64), kernel: int = 9) -> None:
         super().__init__()
-        layers: list[nn.Module] = [nn.Conv1d(1, 16, 25, 4, 12, bias=False), nn.BatchNorm1d(16), nn.ReLU()]
+        layers: list[nn.Module] = [nn.Conv1d(1, 16, 32, 8, 12, bias=False), nn.BatchNorm1d(16), nn.ReLU()]
         before = 16
         for after in widths:
             layers += [

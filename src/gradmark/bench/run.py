@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gradmark.bench.cells import finished, networks_of, run_unit
-from gradmark.bench.store import Report, Wanted, obtain
+from gradmark.bench.store import Report, Wanted, check, obtain
 from gradmark.bench.suite import Suite, Unit
 from gradmark.embed import Progress
 from gradmark.errors import UsageError
@@ -37,7 +37,8 @@ def run_suite(
 
     ``fresh``: do finished units again as well; networks stay. ``ray``: the address of a cluster (``local``
     starts one here) whose workers see ``out`` under the same path. Raises what stops everything: unknown
-    names, missing data, a network that can't be trained. A failing attack doesn't; its cell says so.
+    names, missing data, a network of other settings or one that can't be trained. A failing
+    attack doesn't; its cell says so.
     """
     out = out.resolve()
     units = suite.units(only)
@@ -59,6 +60,8 @@ def run_suite(
 def _missing(units: list[Unit], folder: Path) -> list[list[Wanted]]:
     """Networks to train, in two waves: those that others start from, and the others."""
     wanted = {w.name: w for unit in units for w in networks_of(unit).values()}
+    for network in wanted.values():
+        check(network, folder)
     last = [w for w in wanted.values() if not (folder / f"{w.name}.safetensors").exists()]
     first = {f.name: f for w in last if (f := w.first()) is not None}
     return [[f for f in first.values() if not (folder / f"{f.name}.safetensors").exists()], last]

@@ -27,16 +27,16 @@ def babble(data: Data, n: int, generator: torch.Generator) -> Tensor:
 
 
 def task() -> Task:
-    """About 20 epochs from scratch on 2,700 recordings; 300 of the same six speakers to test."""
+    """14 epochs from scratch on 2,700 recordings; 300 of the same six speakers to test."""
     return Task(
         name="speech",
         load=lambda: load_data(str(shared("fsdd_8k_1s.npz"))),
         network=SpeechNet,
         other=speech_other,
-        recipe=Recipe(epochs=20, lr=4e-3),
+        recipe=Recipe(epochs=14, lr=5e-3),
         domain="signal",
         surrogate=babble,
         marking=Marking({}, MARKER),
-        markings={"filter-gradient": Marking({"bits": 64, "step": 0.01}, MARKER)},
+        markings={"filter-gradient": Marking({"bits": 64, "step": 0.1}, MARKER)},
         means=Means(lr=0.02),
     )

@@ -62,8 +62,8 @@ def obtain(wanted: Wanted, folder: Path, report: Report = lambda _: None) -> nn.
         _make(wanted, folder, path, report)
     task = find_task(wanted.task)
     model = task.untrained(wanted.seed)
+    check(wanted, folder)
     load_weights(model, path)
-    _check(wanted, path)
     if not path.with_suffix(".json").exists():
         _describe(path, model, task, {"identity": None, "history": [], "seconds": 0.0})
     return model.eval()
@@ -130,8 +130,10 @@ def _identity(wanted: Wanted) -> dict[str, Any]:
     return plain
 
 
-def _check(wanted: Wanted, path: Path) -> None:
-    if not path.with_suffix(".json").exists():
+def check(wanted: Wanted, folder: Path) -> None:
+    """ResumeError where a network of that name lies there that was trained with other settings."""
+    path = folder / f"{wanted.name}.safetensors"
+    if not path.exists() or not path.with_suffix(".json").exists():
         return
     before = json.loads(path.with_suffix(".json").read_text()).get("identity")
     now = _identity(wanted)

@@ -39,13 +39,9 @@ def pareto(rows: Sequence[Row], task: str, *, removed: float, worth: float) -> F
                 if dots:
                     _dots(axes, dots, i, filled, f"{named(scheme)}, {access}-box")
             front = thiefs_front([(_loss(r), float(r["log10_p"])) for r in of_scheme])
-            axes.step(
-                *zip(*front, (right, front[-1][1]), strict=True),
-                where="post",
-                linewidth=1.1,
-                color=CYCLE[i % len(CYCLE)],
-                label="the thief's front" if i == 0 else None,
-            )
+            label = "the thief's front" if i == 0 else None
+            x, y = zip(*front, (right, front[-1][1]), strict=True)
+            axes.step(x, y, where="post", linewidth=1.1, color=CYCLE[i % len(CYCLE)], label=label)
         low, high = min(float(r["log10_p"]) for r in rows), 1.5
         left = min(*(_loss(r) for r in rows), 0.0) - 1.5
         axes.fill_between([left, worth], removed, high, color=RED, alpha=0.08, linewidth=0)
