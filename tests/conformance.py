@@ -37,6 +37,19 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     ("filter-gradient", "vector"): {"step": 0.1},
     ("filter-gradient", "mono"): {"step": 0.1},
     ("filter-gradient", "stereo"): {"step": 0.1},
+    **{("gradsigns", d): {"step": 0.1, "bits": 32} for d in ("grey", "colour", "mono", "stereo")},
+    ("gradsigns", "vector"): {"step": 0.3, "bits": 28, "bits_per_carrier": 28},
+}
+# What a scheme needs of the Marker to be learnt whole within the few steps of ``trained``.
+MARKERS: dict[tuple[str, str], dict[str, Any]] = {
+    **{("gradsigns", d): {"method": "exact", "carriers": 50} for d in ("grey", "colour", "mono", "stereo")},
+    ("gradsigns", "vector"): {"method": "central-difference", "carriers": 50, "weight": 10.0, "margin": 1.0},
+}
+# Settings with which a nudge is as good as a derivative, and how good that is.
+FINE: dict[str, tuple[dict[str, Any], float]] = {
+    "filter-gradient": ({"step": 0.01, "contrasts_per_carrier": 8}, 2e-3),
+    "probe-gradient": ({"step": 0.01}, 2e-3),
+    "gradsigns": ({"step": 1e-3}, 2e-2),
 }
 KEY = OwnerKey.from_seed(1, "Owner")
 
@@ -106,7 +119,8 @@ def trained(name: str, domain: str, marked: bool = True) -> nn.Sequential:
     model = network(domain)
     x, labels = inputs(domain, 1000, seed=0)
     scheme = scheme_for(name, domain)
-    marker = Marker(scheme, KEY, SPECS[domain], weight=3.0, every=1, margin=0.5) if marked else None
+    settings: dict[str, Any] = {"weight": 3.0, "margin": 0.5, **MARKERS.get((name, domain), {})}
+    marker = Marker(scheme, KEY, SPECS[domain], every=1, **settings) if marked else None
     optimizer = torch.optim.Adam(model.parameters(), 5e-3)
     generator = _generator(5)
     for _ in range(15):
@@ -216,6 +230,12 @@ def rewritten(model: nn.Sequential, seed: int) -> nn.Sequential:
         first.bias.copy_((first.bias * scale)[order])
         last.weight.copy_((last.weight / scale)[:, order])
     return twin
+
+
+def reads(name: str) -> str:
+    """What the scheme reads: gradients, scores or weights."""
+    kind: str = getattr(catalog.SCHEMES[name], "reads", "gradients")
+    return kind
 
 
 def white(model: nn.Module, **more: Any) -> ModuleSuspect:

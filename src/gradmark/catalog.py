@@ -48,10 +48,20 @@ from gradmark.chain import Chain
 from gradmark.errors import AttackError, MarkFileError, UnknownNameError
 from gradmark.protocols import Attack, Scheme
 from gradmark.schemes.filter_gradient import FilterGradient
+from gradmark.schemes.gradsigns import GradSigns
+from gradmark.schemes.margin_trigger import MarginTrigger
+from gradmark.schemes.probe_gradient import ProbeGradient
+from gradmark.schemes.trigger import Trigger
+from gradmark.schemes.weights import Weights
 
 FLAGSHIP = "filter-gradient"
 SCHEMES: dict[str, type[Any]] = {
     "filter-gradient": FilterGradient,
+    "gradsigns": GradSigns,
+    "margin-trigger": MarginTrigger,
+    "probe-gradient": ProbeGradient,
+    "trigger": Trigger,
+    "weights": Weights,
 }
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "finetune": FineTune,

@@ -135,6 +135,15 @@ class WhiteBox(BlackBox, Protocol):
         ...
 
 
+@runtime_checkable
+class WeightBox(BlackBox, Protocol):
+    """A model whose weights lie open."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """Every parameter by name, in the model's order, float32 on the CPU."""
+        ...
+
+
 class Mark(Protocol):
     """A scheme's secrets for one key and model: directions, bits, carrier order. Never stored."""
 
@@ -167,6 +176,15 @@ class Scheme(Protocol):
         self, mark: Any, suspect: Any, pool: Batch, *, access: Access, carriers: int, queries: int = 0
     ) -> Reading:
         """Signed numbers and bits; the carriers are chosen from ``pool`` by the key alone."""
+        ...
+
+
+@runtime_checkable
+class Choosy(Protocol):
+    """A scheme whose penalty can ride on some inputs only."""
+
+    def carrying(self, mark: Any, labels: Tensor) -> Tensor:
+        """Which inputs (b,) of these labels (b,) can carry it. The Marker skips batches without any."""
         ...
 
 
@@ -219,6 +237,7 @@ __all__ = [
     "Attack",
     "Batch",
     "BlackBox",
+    "Choosy",
     "Domain",
     "Mark",
     "ModelSpec",
@@ -228,5 +247,6 @@ __all__ = [
     "TestName",
     "Thief",
     "Verdict",
+    "WeightBox",
     "WhiteBox",
 ]

@@ -14,7 +14,7 @@ from gradmark.embed.modes import penalty_mode
 from gradmark.embed.preflight import METHODS, choose_method
 from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
-from gradmark.protocols import Batch, ModelSpec, Scheme, TestName
+from gradmark.protocols import Batch, Choosy, ModelSpec, Scheme, TestName
 from gradmark.stats import run_test
 from gradmark.suspects.checks import unwrap
 
@@ -97,7 +97,8 @@ class Marker:
     def penalty(self, model: nn.Module, batch: Batch) -> Tensor:
         """Scalar to add to the task loss of ``batch``: inputs (b, *shape), labels (b,).
 
-        Zero on the steps between two penalties. The model's training mode, batch-norm statistics
+        Zero on the steps between two penalties, and where the scheme rides on some inputs only and the
+        batch holds none of them. The model's training mode, batch-norm statistics
         and the global random state stay as they are. Raises PreflightError on the first call if
         no right gradient can be had, ModelError where the model's answers are not finite.
         """
@@ -106,7 +107,9 @@ class Marker:
         if step % self.every:
             return torch.zeros((), device=x.device)
         some = x[: self.carriers].detach(), labels[: self.carriers]
-        if self.method == "auto" or step == 0:
+        if isinstance(self.scheme, Choosy) and not bool(self.scheme.carrying(self.mark, some[1]).any()):
+            return torch.zeros((), device=x.device)
+        if self.method == "auto" or self._penalties == 0:
             self.method = choose_method(self.scheme, self.mark, model, some, self.method).method
         with penalty_mode(model):
             signed, index = self.scheme.probe(self.mark, model, some, self.generator, self.method)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+
+from gradmark.suspects.checks import unwrap
 
 
 @contextmanager
@@ -35,3 +38,39 @@ def penalty_mode(model: nn.Module) -> Iterator[None]:
             norm.num_batches_tracked = count
         for module, training in modes:
             module.training = training
+
+
+def scores_beside(model: nn.Module, natural: Tensor, x: Tensor) -> Tensor:
+    """Scores (m, C) of secret inputs ``x`` (m, *shape) as training leaves them, at least float32.
+
+    Batch norms that are training take their statistics from ``natural`` (b, *shape) alone, which goes
+    through the model beside ``x``: secret inputs look like no others, and what a norm makes of a batch
+    of them is not what it will make of them when the owner asks.
+    """
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
+    natural = natural.to(x)
+    n = len(natural)
+
+    def normalised(norm: _BatchNorm, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
+        h = wide(inputs[0])
+        axes = [0, *range(2, h.ndim)]
+        var, mean = torch.var_mean(h[:n], axes, correction=0, keepdim=True)
+        shape = [1, -1, *[1] * (h.ndim - 2)]
+        y = (h - mean) * (var + norm.eps).rsqrt()
+        if norm.affine:
+            y = y * norm.weight.to(y).reshape(shape) + norm.bias.to(y).reshape(shape)
+        return y.to(inputs[0])
+
+    if not norms:
+        return wide(unwrap(model(x)))
+    handles = [norm.register_forward_hook(normalised) for norm in norms]
+    try:
+        return wide(unwrap(model(torch.cat([natural, x]))))[n:]
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def wide(scores: Tensor) -> Tensor:
+    """Half precision as float32; what is wider stays, since the preflight counts on float64."""
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gradmark.embed.modes import penalty_mode
 from gradmark.errors import PreflightError
-from gradmark.protocols import Batch, Mark, Scheme
+from gradmark.protocols import Batch, Choosy, Mark, Scheme
 from gradmark.suspects.checks import brief
 
 METHODS = ("central-difference", "exact")
@@ -101,7 +101,10 @@ def _compare(
 
 def choose_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, wanted: str = "auto") -> Check:
     """The first method that is right here. Raises PreflightError, with every reason, if none is."""
-    few = batch[0][:4], batch[1][:4]
+    first = torch.arange(len(batch[1]), device=batch[1].device)
+    if isinstance(scheme, Choosy):  # inputs that carry the penalty must be among the few
+        first = scheme.carrying(mark, batch[1]).int().argsort(descending=True, stable=True)
+    few = batch[0][first[:4]], batch[1][first[:4]]
     checks = []
     for method in METHODS if wanted == "auto" else (wanted,):
         checks.append(check_method(scheme, mark, model, few, method))

@@ -1,0 +1,126 @@
+"""Bits in keyed projections of a layer's weights (Uchida et al., ICMR 2017).
+
+The weights of each chosen layer are averaged over its filters, laid side by side and projected on
+Gaussian directions: a bit is the sign of its projection. This reads parameters and not the function,
+so whoever scales and permutes hidden units can rewrite it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from fnmatch import fnmatchcase
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gradmark.codec import canonical_json
+from gradmark.errors import MismatchError, ModelError, UsageError
+from gradmark.keys import OwnerKey
+from gradmark.protocols import Access, Batch, ModelSpec, Reading, WeightBox
+
+
+@dataclass(frozen=True)
+class WeightsMark:
+    """The secrets of one key: never stored, never printed."""
+
+    spec: ModelSpec
+    bits: Tensor
+    key: OwnerKey
+    context: bytes
+
+    def __repr__(self) -> str:
+        return f"WeightsMark({len(self.bits)} bits, {self.spec})"
+
+    def projection(self, length: int) -> Tensor:
+        """(n, length) Gaussian directions, float64. Vectors of another length have others."""
+        shape = (len(self.bits), length)
+        return torch.from_numpy(self.key.normals(f"projection/{length}", shape, context=self.context))
+
+
+@dataclass(frozen=True)
+class Weights:
+    """``bits``: how many. ``layers``: patterns of parameter names, as of the shell; by default one layer:
+    of the parameters with two axes or more whose filters have at least ``bits`` entries, the middle one in
+    the model's order (the lower of two), or the one with the largest filters where none has so many.
+    ``length``: entries of the averaged weights that a suspect must have; 0 takes what is there, and a
+    reshaped layer then reads as chance.
+    """
+
+    bits: int = 64
+    layers: tuple[str, ...] = ()
+    length: int = 0
+
+    name: ClassVar[str] = "weights"
+    needs: ClassVar[Access] = "white"
+    reads: ClassVar[str] = "weights"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layers", tuple(self.layers))  # a mark file has a list
+
+    def parameters(self) -> dict[str, Any]:
+        return asdict(self) | {"layers": list(self.layers)}
+
+    def mark(self, key: OwnerKey, spec: ModelSpec) -> WeightsMark:
+        """Derive the bits; the projections follow when the layer's size is known. Raises UsageError."""
+        if self.bits < 1 or self.length < 0:
+            raise UsageError("A mark needs at least one bit and length >= 0", found=repr(self))
+        context = canonical_json(
+            {"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()}
+        )
+        bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=context)).float()
+        return WeightsMark(spec, bits, key, context)
+
+    def probe(
+        self, mark: WeightsMark, model: nn.Module, batch: Batch, generator: torch.Generator, method: str
+    ) -> tuple[Tensor, Tensor]:
+        """Every projection times its bit (1, n). Nothing is asked of the model, so both methods are one."""
+        mean = self._mean(dict(model.named_parameters()), "the model")
+        mean = mean if mean.dtype == torch.float64 else mean.float()
+        signed = (mark.projection(len(mean)).to(mean) @ mean) * mark.bits.to(mean)
+        return signed[None], torch.arange(len(mark.bits))[None]
+
+    def read(
+        self, mark: WeightsMark, suspect: WeightBox, pool: Batch, *, access: Access, carriers: int,
+        queries: int = 0,
+    ) -> Reading:  # fmt: skip
+        """Read the suspect's weights; ``pool`` and ``carriers`` are not used.
+
+        Raises MismatchError without weights to read, or where the layers are absent or reshaped.
+        """
+        if access != "white" or not isinstance(suspect, WeightBox):
+            raise MismatchError(
+                "This mark lies in the weights and needs the model itself",
+                expected="white-box access to named weights",
+                found=f"{access} access to {suspect.name}",
+            )
+        mean = self._mean(suspect.weights(), suspect.name).double()
+        if not bool(torch.isfinite(mean).all()):
+            raise ModelError(f"The weights of {suspect.name} aren't finite", expected="finite numbers")
+        return Reading(mark.projection(len(mean)) @ mean, mark.bits.double(), 1, 0, "white")
+
+    def _mean(self, weights: Mapping[str, Tensor], owner: str) -> Tensor:
+        """The chosen layers' weights, averaged over filters and laid side by side (length,)."""
+        found = {n: w for n, w in weights.items() if w.ndim > 1 and w.is_floating_point()}
+        for pattern in self.layers:
+            if not any(fnmatchcase(name, pattern) for name in found):
+                raise MismatchError(
+                    f"A layer is missing in {owner}", expected=pattern, found=", ".join(found) or "no weights"
+                )
+        if not found:
+            raise MismatchError(f"There are no weights in {owner}", expected="a matrix or kernel")
+        chosen = [n for n in found if any(fnmatchcase(n, p) for p in self.layers)] or [self._middle(found)]
+        mean = torch.cat([found[name].flatten(1).mean(0) for name in chosen])
+        if self.length and len(mean) != self.length:
+            raise MismatchError(
+                f"The layers {', '.join(chosen)} of {owner} have another shape",
+                expected=f"{self.length} weights a filter",
+                found=str(len(mean)),
+            )
+        return mean
+
+    def _middle(self, found: dict[str, Tensor]) -> str:
+        sizes = {name: w[0].numel() for name, w in found.items()}
+        large = [name for name, size in sizes.items() if size >= self.bits]
+        return large[(len(large) - 1) // 2] if large else max(sizes, key=lambda name: sizes[name])

@@ -1,0 +1,76 @@
+"""What trigger schemes share: keyed inputs, each with two keyed classes of which the bit picks one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gradmark.errors import UsageError
+from gradmark.inputs import secret_inputs
+from gradmark.keys import OwnerKey
+from gradmark.protocols import Access, BlackBox, ModelSpec, Reading
+from gradmark.scores import log_scores
+
+
+@dataclass(frozen=True)
+class TriggerMark:
+    """The secrets of one key: never stored, never printed."""
+
+    spec: ModelSpec
+    bits: Tensor
+    inputs: Tensor
+    """(n, *shape): the triggers."""
+    pairs: Tensor
+    """(n, 2): two different classes; the first is the label where the bit is +1."""
+
+    def __repr__(self) -> str:
+        return f"TriggerMark({len(self.bits)} bits, {self.spec})"
+
+    @property
+    def labels(self) -> Tensor:
+        """(n,) the class as which each trigger is to be taken."""
+        return torch.where(self.bits > 0, self.pairs[:, 0], self.pairs[:, 1])
+
+
+def trigger_mark(key: OwnerKey, spec: ModelSpec, n: int, context: bytes) -> TriggerMark:
+    """Derive triggers, pairs and bits. Raises UsageError on less than one trigger or two classes."""
+    if n < 1 or spec.n_classes < 2:
+        raise UsageError("A mark needs at least one trigger and two classes", found=f"{n}, {spec.n_classes}")
+    first = torch.from_numpy(key.integers("classes", n, spec.n_classes, context=context))
+    further = torch.from_numpy(key.integers("other classes", n, spec.n_classes - 1, context=context))
+    pairs = torch.stack([first, (first + 1 + further) % spec.n_classes], 1)
+    bits = torch.from_numpy(key.uniform_bits("bits", n, context=context)).float()
+    inputs = secret_inputs(key, spec, n, purpose="triggers", context=context)
+    return TriggerMark(spec, bits, inputs, pairs)
+
+
+def read_triggers(mark: TriggerMark, suspect: BlackBox, access: Access, queries: int) -> Reading:
+    """Log-score of each trigger's first class minus that of its second.
+
+    One query a trigger; those beyond the budget read as ties. An API that answers with a label alone,
+    as a one-hot row, gives one of two opposite numbers, or a tie where it names a third class.
+    """
+    n = len(mark.bits)
+    asked = n if access == "white" else min(n, queries)
+    values = torch.zeros(n, dtype=torch.float64)
+    if asked:
+        scores = log_scores(suspect.query(mark.inputs[:asked]), mark.spec.n_classes)
+        both = scores.gather(1, mark.pairs[:asked])
+        values[:asked] = both[:, 0] - both[:, 1]
+    spent = 0 if access == "white" else asked
+    return Reading(values, mark.bits.double(), asked, spent, access, ((spent, values),) if spent else ())
+
+
+def log_odds(scores: Tensor, labels: Tensor) -> Tensor:
+    """Score (b,) of the label minus the log of the summed exponentials of all others: positive where
+    the label has more than half of the probability."""
+    own = scores.gather(1, labels[:, None])
+    others = scores.masked_fill(torch.nn.functional.one_hot(labels, scores.shape[1]).bool(), -torch.inf)
+    return (own - others.logsumexp(1, keepdim=True))[:, 0]
+
+
+def some_triggers(mark: TriggerMark, n: int, generator: torch.Generator) -> Tensor:
+    """Numbers (m,) of at most ``n`` triggers, drawn without replacement."""
+    return torch.randperm(len(mark.bits), generator=generator)[:n]
