@@ -174,6 +174,7 @@ def main() -> None:
     app()
 
 
+import gradmark.cli_audit  # noqa: E402
 import gradmark.cli_bench  # noqa: E402, F401  more commands, listed after these
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ class Report:
     """A question, its answer, and everything a reader needs to doubt it.
 
     All strings are plain text, never markup: whatever they hold is shown as it is. ``tone`` colours and
-    labels the answer; ``footer`` holds versions and dates.
+    labels the answer, unless ``label`` does; ``footer`` holds versions and dates.
     """
 
     title: str
@@ -58,6 +58,7 @@ class Report:
     tone: Tone
     sections: tuple[Section, ...]
     footer: dict[str, str] = field(default_factory=dict)
+    label: str = ""
 
 
 __all__ = ["Figure", "Kind", "Report", "RowMark", "Section", "Table", "Tone"]

@@ -35,7 +35,8 @@ def render_html(report: Report) -> str:
     for section in content["sections"]:
         for figure in section["figures"]:
             figure["data"] = _data_url(figure["kind"], figure.pop("svg_or_png"))
-    return environment.from_string(source).render(report=content, label=LABELS[report.tone])
+    label = content["label"] or LABELS[report.tone]
+    return environment.from_string(source).render(report=content, label=label)
 
 
 def render_pdf(report: Report) -> bytes:
@@ -57,7 +58,7 @@ def render_pdf(report: Report) -> bytes:
         for i, figure in enumerate(figures):
             figure["file"] = f"figure-{i}.{figure['kind']}"
             (folder / figure["file"]).write_bytes(figure.pop("svg_or_png"))
-        data = json.dumps({**content, "label": LABELS[report.tone]})
+        data = json.dumps({**content, "label": content["label"] or LABELS[report.tone]})
         (folder / "report.json").write_text(data, encoding="utf-8")
         return bytes(typst.compile(str(folder / "main.typ"), root=str(folder), format="pdf"))
 

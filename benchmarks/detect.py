@@ -1,0 +1,135 @@
+"""Can a mark be told without its key? A population of digits networks, marked and not, and the AUCs.
+
+    python benchmarks/detect.py [--pairs 40] [--out FILE]
+
+Every network has a seed, and every marked one a key, that no other has. The attacker knows the data, the
+recipe and the scheme with its parameters, and has trained such a population; they look at weights and at
+input gradients along throwaway keys' directions. One row per network is kept in the results as soon as
+it is done, so a run that was cut short goes on; rows of other settings are made anew. Also, on each
+pair: how the probes look to an API's owner, and side effects; their intervals are over trainings.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from gradmark import Marker, OwnerKey, __version__, catalog
+from gradmark.audit.effects import side_effects
+from gradmark.audit.population import features, judge_population
+from gradmark.audit.queries import compare_queries
+from gradmark.codec import atomic_write
+from gradmark.data import Data, load_data
+from gradmark.demo.run import MARKER, RECIPE, SCHEME, DigitsNet
+from gradmark.embed import train
+from gradmark.stats import mean_interval
+from gradmark.suspects import ModuleSuspect
+
+RESULTS = Path(__file__).parent / "results" / "detect.json"
+FIRST_SEED = 50_000  # of seeds and keys that nothing else uses
+INPUTS, QUERIES = 300, 2000
+
+
+def settings() -> dict[str, Any]:
+    """All that a row depends on."""
+    made = {"scheme": SCHEME.name, "parameters": SCHEME.parameters(), "marker": MARKER, "recipe": asdict(RECIPE),
+            "inputs": INPUTS, "queries": QUERIES, "torch": torch.__version__}  # fmt: skip
+    return json.loads(json.dumps(made))
+
+
+def network(data: Data, seed: int, marked: bool) -> nn.Module:
+    torch.manual_seed(seed)
+    net = DigitsNet()
+    marker = Marker(SCHEME, OwnerKey.from_seed(seed), data.spec, seed=seed, **MARKER) if marked else None
+    train(net, data.to_train(), replace(RECIPE, seed=seed), marker=marker)
+    return net.eval()
+
+
+def pair(data: Data, i: int) -> list[dict[str, Any]]:
+    """A marked network and an unmarked one of another seed, each as a row."""
+    rows, nets = [], []
+    for marked in (True, False):
+        seed = FIRST_SEED + 2 * i + (not marked)
+        nets.append(ModuleSuspect(network(data, seed, marked)))
+        seen = features(nets[-1].module, SCHEME, data.spec, data.test.batch(slice(0, INPUTS)))
+        rows.append({"seed": seed, "marked": marked, "settings": settings(), "features": seen})
+    generator = torch.Generator().manual_seed(i)
+    looks, _ = compare_queries(SCHEME, data.spec, nets[0], data.test.all(), QUERIES, generator)
+    harm, _ = side_effects(*nets, data.test.all(), data.spec, generator)
+    rows[0]["queries"] = {d.name: [d.auc, d.model, d.control] for d in looks}
+    rows[0]["effects"] = {e.name: [e.model, e.control] for e in harm}
+    return rows
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """AUCs over the population, the queries' AUCs and the side effects over pairs."""
+    detectors = judge_population(
+        [r["features"] for r in rows], [r["marked"] for r in rows], np.random.default_rng(0)
+    )
+    marked = [r for r in rows if r["marked"]]
+    for name in marked[0]["queries"]:
+        values = [r["queries"][name] for r in marked]
+        scored = values[0][0] is not None
+        numbers = [v[0] if scored else v[1] - v[2] for v in values]
+        low, high = mean_interval(numbers)
+        if scored:
+            low, high = max(0.0, low), min(1.0, high)
+        detectors.append({"name": name, "how": "mean over keys", "access": "black", "n_marked": len(marked),
+                          "auc" if scored else "difference": float(np.mean(numbers)), "low": low, "high": high})  # fmt: skip
+    effects = []
+    for name in marked[0]["effects"]:
+        two = np.array([r["effects"][name] for r in marked])
+        low, high = mean_interval(two[:, 0] - two[:, 1])
+        effects.append({"name": name, "model": two[:, 0].mean(), "control": two[:, 1].mean(),
+                        "difference": (two[:, 0] - two[:, 1]).mean(), "low": low, "high": high, "pairs": len(two)})  # fmt: skip
+    return {"detectors": detectors, "side_effects": effects}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--pairs", type=int, default=40, help="marked networks, and as many unmarked")
+    parser.add_argument("--out", type=Path, default=RESULTS)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    catalog.scheme(SCHEME.name, SCHEME.parameters())  # what a mark file could name
+    data, rows = load_data("digits"), []
+    if args.out.exists():
+        known = json.loads(args.out.read_text())["networks"]
+        rows = [r for r in known if r["settings"] == settings()]
+    for i in range(args.pairs):
+        if FIRST_SEED + 2 * i not in {r["seed"] for r in rows}:
+            rows += pair(data, i)
+            save(args.out, {"networks": rows})
+            print(f"pair {i + 1} of {args.pairs}", flush=True)
+    chosen = [r for r in rows if r["seed"] < FIRST_SEED + 2 * args.pairs]
+    found = summary(chosen)
+    save(args.out, {**found, "version": __version__, "networks": rows})
+    shown = found["detectors"]
+    for d in [d for d in shown if d["how"] != "single feature"] + [
+        d for d in shown if d["how"] == "single feature"
+    ][:15]:
+        print(
+            f"{d['access']} {d['name']} ({d['how']}): {d.get('auc', d.get('difference')):.3f} [{d['low']:.3f}, {d['high']:.3f}]"
+        )
+    for e in found["side_effects"]:
+        print(
+            f"{e['name']}: {e['control']:.4f} -> {e['model']:.4f}, difference [{e['low']:+.4f}, {e['high']:+.4f}]"
+        )
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    atomic_write(path, (json.dumps(content, indent=1) + "\n").encode(), overwrite=True)
+
+
+if __name__ == "__main__":
+    main()
