@@ -126,6 +126,12 @@ def test_other_settings_are_noticed(
     other = tmp_path / "mine.toml"
     other.write_text(TOML.replace("bits = 16", "bits = 24"))
     refused(gradmark("bench", other, "--out", out, "--json"), "ours-3", "other settings")
+    assert len(gather(out)) == 9
+    network = out / "networks" / "benched_task-ours-3.safetensors"
+    weights = network.read_bytes()
+    network.write_bytes((out / "networks" / "benched_task-control-3.safetensors").read_bytes())
+    assert gather(out) == [], "cells of a network that was replaced don't count"
+    network.write_bytes(weights)
     changed = find_suite(str(suite_file)).units("half")[0]
     assert finished(changed, out)
     stronger = Configured("half", "prune", {"fraction": 0.6})

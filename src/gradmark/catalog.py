@@ -45,8 +45,10 @@ from gradmark.attacks.shift import Shift
 from gradmark.attacks.smooth import Smooth
 from gradmark.attacks.torchao import TorchAO
 from gradmark.chain import Chain
+from gradmark.ensemble import Ensemble
 from gradmark.errors import AttackError, MarkFileError, UnknownNameError
 from gradmark.protocols import Attack, Scheme
+from gradmark.schemes.class_contrast import ClassContrast
 from gradmark.schemes.filter_gradient import FilterGradient
 from gradmark.schemes.gradsigns import GradSigns
 from gradmark.schemes.margin_trigger import MarginTrigger
@@ -54,9 +56,11 @@ from gradmark.schemes.probe_gradient import ProbeGradient
 from gradmark.schemes.trigger import Trigger
 from gradmark.schemes.weights import Weights
 
-FLAGSHIP = "filter-gradient"
+FLAGSHIP = Ensemble.name
+FLAGSHIP_PARTS = ("filter-gradient", "class-contrast")
 SCHEMES: dict[str, type[Any]] = {
     "filter-gradient": FilterGradient,
+    "class-contrast": ClassContrast,
     "gradsigns": GradSigns,
     "margin-trigger": MarginTrigger,
     "probe-gradient": ProbeGradient,
@@ -112,18 +116,51 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
 
 
 def scheme(name: str, parameters: dict[str, Any] | None = None) -> Scheme:
-    """The scheme called ``name``. Raises UnknownNameError, MarkFileError on unknown parameters."""
+    """The scheme called ``name``, or ``"a,b"`` for several under one key with all their defaults.
+
+    Raises UnknownNameError, MarkFileError on unknown parameters.
+    """
+    given = dict(parameters or {})
+    if name == Ensemble.name or "," in name:
+        return _ensemble(name, given)
     kind = SCHEMES[_known(name, SCHEMES, "scheme")]
     try:
-        made: Scheme = kind(**(parameters or {}))
+        made: Scheme = kind(**given)
         return made
     except TypeError as cause:
         raise MarkFileError(
             f"This version doesn't know the parameters of scheme {name}",
             expected=", ".join(kind.__dataclass_fields__),
-            found=", ".join(parameters or {}),
+            found=", ".join(given),
             fix="upgrade gradmark",
         ) from cause
+
+
+def _ensemble(name: str, given: dict[str, Any]) -> Ensemble:
+    """``parts`` as in a mark file; without them the names' defaults, other parameters to the first part."""
+    rows = given.pop("parts", None)
+    if rows is None:
+        names = FLAGSHIP_PARTS if name == Ensemble.name else tuple(n.strip() for n in name.split(","))
+        rows = [{"scheme": n, "parameters": {} if i else given} for i, n in enumerate(names)]
+        given = {}
+    if given or not isinstance(rows, list | tuple) or not all(_is_part(row) for row in rows):
+        raise MarkFileError(
+            "The parts of the ensemble make no sense",
+            expected="a list of {scheme, parameters}",
+            found=str(rows)[:80],
+            fix="Take the mark file that embed wrote",
+        )
+    return Ensemble(tuple(scheme(row["scheme"], row["parameters"]) for row in rows))
+
+
+def _is_part(row: object) -> bool:
+    return (
+        isinstance(row, dict)
+        and row.keys() == {"scheme", "parameters"}
+        and isinstance(row["scheme"], str)
+        and row["scheme"] in SCHEMES
+        and isinstance(row["parameters"], dict)
+    )
 
 
 def attack(name: str, parameters: dict[str, Any] | None = None) -> Attack:

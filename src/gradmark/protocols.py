@@ -68,7 +68,8 @@ class Reading:
     ``values`` (n,): the signed readings, in logits. ``bits`` (n,): the key's bits as +1 or -1.
     ``values * bits > 0`` where the mark is present. ``queries`` counts single inputs sent (0 where
     weights were at hand). ``history`` holds (queries, values (n,)) after growing query numbers,
-    for the plot of p against queries; the verdict uses ``values`` alone.
+    for the plot of p against queries; the verdict uses ``values`` alone. ``parts``: how many of the
+    readings belong to each scheme of an ensemble, which are tested apart and combined; empty for one.
     """
 
     values: Tensor
@@ -77,6 +78,7 @@ class Reading:
     queries: int
     access: Access
     history: tuple[tuple[int, Tensor], ...] = ()
+    parts: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

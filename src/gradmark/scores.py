@@ -36,6 +36,11 @@ def probabilities(scores: Tensor) -> Tensor | None:
     return None if found is None else torch.maximum(scores, found.to(scores))
 
 
+def wide(scores: Tensor) -> Tensor:
+    """Half precision as float32; what is wider stays, since the preflight counts on float64."""
+    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+
+
 def check_classes(scores: Tensor, n_classes: int) -> None:
     """Raises MismatchError unless the scores (b, C) are of ``n_classes`` classes."""
     if scores.shape[1] != n_classes:

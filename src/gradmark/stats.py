@@ -155,6 +155,37 @@ def run_test(name: TestName, values: ArrayLike) -> TestResult:
     return TESTS[name](values)
 
 
+def run_tests(name: TestName, values: ArrayLike, parts: tuple[int, ...] = ()) -> TestResult:
+    """The test of each part of values (n,) by itself, combined; ``parts``: their sizes, none for one part.
+
+    Without the mark the parts' signs are independent coins, so their p-values are independent and
+    Fisher's product of them is exact up to their discreteness, which only makes it larger.
+    """
+    if len(parts) < 2:
+        return run_test(name, values)
+    array = np.asarray(values, dtype=np.float64)
+    results = [run_test(name, part) for part in np.split(array, np.cumsum(parts)[:-1])]
+    return TestResult(
+        fisher([r.log10_p for r in results]),
+        sum(r.statistic for r in results),
+        sum(r.n for r in results),
+        sum(r.n_match for r in results),
+        sum(r.ties for r in results),
+    )
+
+
+def fisher(log10_ps: list[float]) -> float:
+    """log10 P[a product of k uniform numbers <= the product of these], with s = -ln of it.
+
+    The probability is e^-s times the sum of s^i / i! over i < k.
+    """
+    s = -math.log(10) * sum(log10_ps)
+    if s <= 0:
+        return 0.0
+    terms = [i * math.log(s) - math.lgamma(i + 1) for i in range(len(log10_ps))]
+    return min(0.0, float(special.logsumexp(terms) - s) / math.log(10))
+
+
 def point_log10(name: TestName, values: ArrayLike) -> tuple[float, float]:
     """(log10 P[T >= observed], log10 P[T > observed]) without the mark; the second may be -inf."""
     _known(name)

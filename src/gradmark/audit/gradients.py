@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -52,6 +52,17 @@ class Responses:
     values: Tensor
     gradients: Tensor
     labels: Tensor
+
+
+def without_secrets(scheme: Scheme) -> Scheme:
+    """The scheme as a stranger knows it: reference readings, sealed with the owner's key, are left out."""
+    given: Any = scheme
+    if getattr(given, "reference", ""):
+        given = replace(given, reference="")
+    if hasattr(given, "parts"):
+        given = replace(given, parts=tuple(without_secrets(part) for part in given.parts))
+    plain: Scheme = given
+    return plain
 
 
 def family(scheme: Scheme, spec: ModelSpec, keys: int = 8) -> list[Family]:
@@ -168,14 +179,31 @@ def strange_readings(
 
 
 def features(
-    suspect: WhiteBox, scheme: Scheme, spec: ModelSpec, batch: Batch, keys: int = 8
+    suspect: WhiteBox,
+    scheme: Scheme,
+    spec: ModelSpec,
+    batch: Batch,
+    unmarked: WhiteBox | None = None,
+    keys: int = 8,
 ) -> dict[str, float]:
-    """Numbers of one network, for a classifier: all the statistics, and the spectrum, as logarithms."""
+    """Numbers of one network, for a classifier: all the statistics, and the spectrum, as logarithms.
+
+    ``unmarked``: a network of the attacker's own. What the mean response has beyond a multiple of its
+    mean response is looked at too: networks of one task respond alike, marks aside.
+    """
     r = responses(suspect, batch, family(scheme, spec, keys))
     once = torch.full((1, len(batch[0])), 1 / len(batch[0]))
     found = {name: float(value.log()) for name, value in statistics(r, once).items()}
     heads = (spectrum(r, once)[0] + 1e-9).log()[:9]
     found |= {f"singular value {i + 1}": float(s) for i, s in enumerate(heads)}
+    if unmarked is not None:
+        own = responses(unmarked, batch, family(scheme, spec, keys)).values.mean(0)
+        mean = r.values.mean(0)
+        rest = mean - own * (mean * own).sum() / own.square().sum().clamp_min(1e-24)
+        s = torch.linalg.svdvals(rest) / math.sqrt(rest.shape[1])
+        found["beyond an unmarked network"] = float(rest.square().mean().clamp_min(1e-24).log() / 2)
+        found["share beyond it"] = float((rest.square().sum() / mean.square().sum().clamp_min(1e-24)).log())
+        found |= {f"singular value {i + 1} beyond it": float(v) for i, v in enumerate((s + 1e-9).log()[:3])}
     for name, read in strange_readings(scheme, spec, suspect, batch, keys).items():
         square, fourth = read.square().mean().clamp_min(1e-24), (read**4).mean().clamp_min(1e-24)
         found[f"readings under strange keys{name}"] = float(square.log() / 2)

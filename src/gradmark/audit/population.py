@@ -25,10 +25,18 @@ REPEATS = 10
 FOLDS = 5
 
 
-def features(network: nn.Module, scheme: Scheme, spec: ModelSpec, batch: Batch) -> dict[str, float]:
-    """All that is looked at in one network, as named numbers."""
+def features(
+    network: nn.Module, scheme: Scheme, spec: ModelSpec, batch: Batch, unmarked: nn.Module | None = None
+) -> dict[str, float]:
+    """All that is looked at in one network, as named numbers; ``unmarked`` is one of the attacker's own."""
     found = {f"weights: {name}": value for name, value in weights.features(network).items()}
-    seen = gradients.features(ModuleSuspect(network), scheme, spec, batch)
+    seen = gradients.features(
+        ModuleSuspect(network),
+        gradients.without_secrets(scheme),
+        spec,
+        batch,
+        None if unmarked is None else ModuleSuspect(unmarked),
+    )
     return found | {f"gradients: {name}": value for name, value in seen.items()}
 
 

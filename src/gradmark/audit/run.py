@@ -11,7 +11,7 @@ from torch import nn
 
 from gradmark._version import __version__
 from gradmark.audit.effects import Effect, side_effects
-from gradmark.audit.gradients import compare_gradients
+from gradmark.audit.gradients import compare_gradients, without_secrets
 from gradmark.audit.measure import Detector
 from gradmark.audit.queries import compare_queries
 from gradmark.audit.weights import compare_weights
@@ -68,6 +68,7 @@ def audit(
     White-box parts are left out, with a note, where a model has no gradients to look at. Raises
     MismatchError where the models or the data don't fit each other, DataError on fewer than 40 inputs.
     """
+    scheme = without_secrets(scheme)
     data, spec = _fitting(model, control, data, spec, seed)
     detectors: list[Detector] = []
     curves: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from gradmark import catalog
 from gradmark._version import __version__
 from gradmark.bench.attacks import NONE
-from gradmark.bench.store import Wanted, about, obtain, owner_key
+from gradmark.bench.store import Wanted, about, calibrated, obtain, owner_key
 from gradmark.bench.suite import Unit
 from gradmark.bench.task import Task, find_task
 from gradmark.codec import MarkFile
@@ -24,7 +24,7 @@ from gradmark.embed import Marker, accuracy_of
 from gradmark.errors import GradmarkError
 from gradmark.files import atomic_write
 from gradmark.keys import OwnerKey
-from gradmark.protocols import Access, Batch, Scheme, TestName, Thief, Verdict
+from gradmark.protocols import Access, Batch, TestName, Thief, Verdict
 from gradmark.suspects import ModuleSuspect, file_digest
 from gradmark.suspects.checks import brief
 from gradmark.verify import verify
@@ -83,7 +83,9 @@ def run_unit(unit: Unit, out: Path) -> list[dict[str, Any]]:
         right, n = accuracy_of(attacked, task.data().test)
         after = 100 * right / n
         head |= {"utility_after": after, "utility_n": n, "stealing_loss": before["utility"] - after}
-        cells = [{**head, **_read(unit, task, attacked, way), "seconds": seconds} for way in unit.accesses]
+        cells = [
+            {**head, **_read(unit, task, attacked, way, folder), "seconds": seconds} for way in unit.accesses
+        ]
         for cell in cells:
             cell["removal"] = removal(cell)
     except Exception as error:  # one attack that can't be run mustn't end a night's work
@@ -109,27 +111,32 @@ def thief_of(unit: Unit, task: Task, folder: Path) -> Thief:
     train, means = data.to_train(), task.means
     x, labels = train.batch(torch.randperm(len(train), generator=draw)[: int(len(train) * task.thief_share)])
 
+    sibling = obtain(networks_of(unit)["sibling"], folder)
+
     def marker(seed: int) -> Marker:
         marking = unit.entry.marking(unit.task)
         key = OwnerKey.from_seed(_number("thief's key", unit.task, seed), "a thief")
-        return Marker(unit.entry.scheme(unit.task), key, data.spec, seed=seed, **dict(marking.marker))
+        scheme = unit.entry.scheme(unit.task)
+        if hasattr(scheme, "calibrated"):  # the thief's unmarked network is his own
+            scheme = scheme.calibrated(key, data.spec, ModuleSuspect(sibling), (x[:2000], labels[:2000]))
+        return Marker(scheme, key, data.spec, seed=seed, **dict(marking.marker))
 
     return Thief(
         data.spec, x, labels,
         surrogate=task.surrogate(data, task.surrogates, draw),
-        sibling=obtain(networks_of(unit)["sibling"], folder),
+        sibling=sibling,
         fresh=task.network, other=task.other, marker=marker, augment=means.augmentation(),
         lr=means.lr, optimizer=means.optimizer, batch_size=means.batch_size, autocast=means.autocast,
     )  # fmt: skip
 
 
-def _read(unit: Unit, task: Task, attacked: nn.Module, access: Access) -> dict[str, Any]:
+def _read(unit: Unit, task: Task, attacked: nn.Module, access: Access, folder: Path) -> dict[str, Any]:
     """The owner's verdict, and what strangers' keys read in the same network."""
-    scheme, start, pool = unit.entry.scheme(unit.task), time.perf_counter(), _pool(task)
-    verdict = _verdict(unit, task, scheme, owner_key(unit.seed), attacked, pool, access)
-    first = _number("strangers", unit.place, access)
+    start, pool = time.perf_counter(), _pool(task)
+    verdict = _verdict(unit, task, owner_key(unit.seed), attacked, pool, access, folder)
+    first = _number("strangers", unit.task, unit.seed)
     strangers = [OwnerKey.from_seed(first + i, "a stranger") for i in range(unit.wrong_keys)]
-    wrong = [_verdict(unit, task, scheme, k, attacked, pool, access).log10_p for k in strangers]
+    wrong = [_verdict(unit, task, k, attacked, pool, access, folder).log10_p for k in strangers]
     row = verdict.to_json()
     found = {
         name: row[name] for name in ("access", "log10_p", "match", "n_bits", "ties", "queries", "outcome")
@@ -138,10 +145,11 @@ def _read(unit: Unit, task: Task, attacked: nn.Module, access: Access) -> dict[s
 
 
 def _verdict(
-    unit: Unit, task: Task, scheme: Scheme, key: OwnerKey, model: nn.Module, pool: Batch, access: Access
+    unit: Unit, task: Task, key: OwnerKey, model: nn.Module, pool: Batch, access: Access, folder: Path
 ) -> Verdict:
+    scheme = calibrated(unit.entry, task, unit.seed, key, folder)
     mark = MarkFile.create(
-        key, unit.entry.name, scheme.parameters(), task.data().spec, TEST, CARRIERS, salt=bytes(16)
+        key, scheme.name, scheme.parameters(), task.data().spec, TEST, CARRIERS, salt=bytes(16)
     )
     return verify(mark, key, ModuleSuspect(model), pool, access=access, queries=unit.queries)
 

@@ -11,7 +11,13 @@ from gradmark.bench.task import Marking, Means, Task
 from gradmark.data import Data, load_data
 from gradmark.embed import Recipe
 
-MARKER = {"target_log10_p": -18.0, "budget": 0.5, "carriers": 64, "every": 1}
+LOCAL_SCHEMES = ("probe-gradient", "weights", "trigger", "margin-trigger")
+LOCAL = {"carriers": 64, "every": 1}
+MARKER = {"target_log10_p": -18.0, "budget": 0.5, **LOCAL}
+SIGNED = {"budget": 0.5, **LOCAL}
+SOFT = {"smoothing": 0.1}
+# As gentle as the others it doesn't embed: its settings are the gentlest of six that placed every bit.
+GRADSIGNS = {"method": "exact", "margin": 1.0, "strength": 1.0, "target_log10_p": -18.5, **LOCAL}
 
 
 def textures(data: Data, n: int, generator: torch.Generator) -> Tensor:
@@ -35,6 +41,12 @@ def task() -> Task:
         marking=Marking({}, MARKER),
         markings={
             "filter-gradient": Marking({"bits": 128, "kernel_size": 5, "step": 0.1}, MARKER),
+            "ensemble": Marking({"bits": 128, "kernel_size": 5, "step": 0.1}, SIGNED, SOFT),
+            "gradsigns": Marking({"step": 0.1}, GRADSIGNS),
+            **{
+                name: Marking({}, LOCAL)
+                for name in ("probe-gradient", "weights", "trigger", "margin-trigger")
+            },
         },
         means=Means(lr=0.01),
     )

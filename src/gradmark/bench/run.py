@@ -58,13 +58,19 @@ def run_suite(
 
 
 def _missing(units: list[Unit], folder: Path) -> list[list[Wanted]]:
-    """Networks to train, in two waves: those that others start from, and the others."""
+    """Networks to train, in waves: those that others start from, unmarked ones, and marked ones, which may
+    be calibrated by the control. ResumeError where one of other settings lies there."""
     wanted = {w.name: w for unit in units for w in networks_of(unit).values()}
     for network in wanted.values():
         check(network, folder)
-    last = [w for w in wanted.values() if not (folder / f"{w.name}.safetensors").exists()]
-    first = {f.name: f for w in last if (f := w.first()) is not None}
-    return [[f for f in first.values() if not (folder / f"{f.name}.safetensors").exists()], last]
+    missing = [w for w in wanted.values() if not _there(w, folder)]
+    first = {f.name: f for w in missing if (f := w.first()) is not None and not _there(f, folder)}
+    unmarked = [w for w in missing if w.entry is None]
+    return [list(first.values()), unmarked, [w for w in missing if w.entry is not None]]
+
+
+def _there(wanted: Wanted, folder: Path) -> bool:
+    return (folder / f"{wanted.name}.safetensors").exists()
 
 
 def _train(job: tuple[Wanted, Path, Report | None]) -> str:

@@ -10,7 +10,8 @@ from gradmark.bench.task import Marking, Means, Task, shared
 from gradmark.data import Data, load_data
 from gradmark.embed import Recipe
 
-MARKER = {"target_log10_p": -18.0, "budget": 0.5, "carriers": 32, "every": 2}
+SIGNED = {"budget": 0.5, "carriers": 32, "every": 2}
+MARKER = {"target_log10_p": -18.0, **SIGNED}
 
 
 def babble(data: Data, n: int, generator: torch.Generator) -> Tensor:
@@ -37,6 +38,10 @@ def task() -> Task:
         domain="signal",
         surrogate=babble,
         marking=Marking({}, MARKER),
-        markings={"filter-gradient": Marking({"bits": 64, "step": 0.1}, MARKER)},
+        markings={
+            # a share of each recording's loudness; a hundredth cost 4 points for less than half the evidence
+            "filter-gradient": Marking({"bits": 64, "step": 0.1}, MARKER),
+            "ensemble": Marking({"bits": 64, "step": 0.1}, SIGNED, {"smoothing": 0.1}),
+        },
         means=Means(lr=0.02),
     )

@@ -124,7 +124,7 @@ def find_suite(name: str) -> Suite:
         return _from_file(Path(name))
     quick = ("none", "finetune-lr1", "prune-0.5", "quantize-4", "output-round-2", "permute")
     flagship = (Entry(catalog.FLAGSHIP),)
-    every = tuple(Entry(scheme) for scheme in catalog.SCHEMES)
+    every = tuple(Entry(scheme) for scheme in dict.fromkeys((catalog.FLAGSHIP, *catalog.SCHEMES)))
     made = {
         "digits": lambda: Suite("digits", ("digits",), every, standard(), (0, 1, 2)),
         "digits-quick": lambda: Suite(

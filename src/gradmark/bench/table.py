@@ -10,17 +10,27 @@ from typing import Any
 
 from gradmark.bench.cells import REMOVED, WORTH
 from gradmark.errors import DataError
+from gradmark.suspects import file_digest
 
 Cell = dict[str, Any]
 
 
 def gather(out: Path) -> list[Cell]:
-    """Every cell under ``out``, in a fixed order. DataError where a file is no list of cells."""
+    """Every cell under ``out``, in a fixed order, but for those of a network that was replaced since.
+
+    DataError where a file is no list of cells.
+    """
     cells: list[Cell] = []
+    present = {p.stem: file_digest(p) for p in (out / "networks").glob("*.safetensors")}
     for path in sorted((out / "cells").rglob("*.json")):
         try:
             rows = json.loads(path.read_text())
-            cells += [{"attack": str(row["attack"]), **row} for row in rows]
+            owners = [f"{row['task'].replace(':', '_')}-{row['scheme']}-{row['seed']}" for row in rows]
+            cells += [
+                {"attack": str(row["attack"]), **row}
+                for row, name in zip(rows, owners, strict=True)
+                if present.get(name, row["network"]) == row["network"]
+            ]
         except (OSError, ValueError, LookupError, TypeError) as cause:
             raise DataError(f"{path.name} holds no cells", found=str(cause), fix="Remove it") from cause
     return sorted(cells, key=lambda c: (c["task"], c["scheme"], c["attack"], c["seed"], c["access"]))

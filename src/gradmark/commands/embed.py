@@ -7,7 +7,7 @@ import json
 import platform
 import shutil
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from torch import nn
 
+from gradmark import catalog
 from gradmark._version import __version__
 from gradmark.codec import MarkFile, atomic_write
 from gradmark.commands.job import CARRIERS, TEST, EmbedJob, fitting, identity
@@ -53,8 +54,9 @@ def run_embed(job: EmbedJob, console: Console) -> Embedded:
     if job.out.exists() and not job.resume:
         fix = "Name a new folder, or give --resume to go on with an interrupted run"
         raise OutputPathError("The output folder exists already", found=str(job.out), fix=fix)
-    recipe, scheme = job.recipe(), job.scheme_value()
+    recipe = job.recipe()
     data, model = fitting(job)
+    scheme = job.scheme_value(data.spec)
     method = choose_method(
         scheme, scheme.mark(job.key, data.spec), model, data.to_train().batch(slice(0, 8)), job.method
     )
@@ -80,16 +82,18 @@ def _embed(
     work: Work,
     console: Console,
 ) -> Embedded:
-    mark = work.mark(
-        lambda: MarkFile.create(job.key, scheme.name, scheme.parameters(), data.spec, TEST, CARRIERS)
-    )
-    marker = job.marker(scheme, data, method.method)
     with Bar(console) as bar:
         control = work.load("control")
         if control is None:
-            control = _trained(copy.deepcopy(model), data, recipe, mark, job, None, work, bar)[0]
+            control = _control(copy.deepcopy(model), data, recipe, scheme, job, work, bar)
             work.save("control", control)
-        marked, verdict = _trained(model, data, recipe, mark, job, marker, work, bar)
+        mark = work.mark(lambda: _mark(job, scheme, data))
+        scheme = catalog.scheme(mark.scheme, mark.scheme_parameters)
+        marker = job.marker(scheme, data, method.method)
+        start = time.perf_counter()
+        soft = replace(recipe, smoothing=job.smoothing)
+        history = _train(model, data, soft, marker, "marked", work, bar)
+        marked, verdict = _measured(model, "marked", data, mark, job, history, start)
     points = 100 * (control["accuracy"][0] - marked["accuracy"][0])
     run = {
         "outcome": verdict.outcome,
@@ -97,11 +101,12 @@ def _embed(
         "cost_points": round(points, 4),
         "budget": job.budget,
         "within_budget": points <= job.budget,
-        "target_log10_p": float(np.log10(job.target_p)),
+        "target_log10_p": marker.target_log10_p,
         "verdict": verdict.to_json(),
         "control_verdict": control["verdict"],
         "seed": job.seed,
         "recipe": asdict(recipe),
+        "smoothing": job.smoothing,
         "scheme": {"name": scheme.name, "parameters": scheme.parameters()},
         "strength": marker.strength,
         "margin": marker.margin,
@@ -118,28 +123,36 @@ def _embed(
     return Embedded(run, verdict, _write(job, model, mark, run, verdict, work))
 
 
-def _trained(
-    model: nn.Module,
-    data: Data,
-    recipe: Recipe,
-    mark: MarkFile,
-    job: EmbedJob,
-    marker: Marker | None,
-    work: Work,
-    bar: Bar,
-) -> tuple[dict[str, Any], Verdict]:
-    """Train one of the two, in place, and measure it on the inputs that nothing is trained on."""
-    stage = "control" if marker is None else "marked"
+def _mark(job: EmbedJob, scheme: Scheme, data: Data) -> MarkFile:
+    return MarkFile.create(job.key, scheme.name, scheme.parameters(), data.spec, TEST, CARRIERS)
+
+
+def _control(
+    model: nn.Module, data: Data, recipe: Recipe, scheme: Scheme, job: EmbedJob, work: Work, bar: Bar
+) -> dict[str, Any]:
+    """Train the unmarked network; the mark takes its readings for reference, and only then has bits."""
     start = time.perf_counter()
-    history = train(
-        model,
-        data.to_train(),
-        recipe,
-        marker=marker,
-        stage=stage,
-        checkpoint=work.checkpoint(stage),
-        report=bar.train,
+    history = _train(model, data, recipe, None, "control", work, bar)
+    if hasattr(scheme, "calibrated"):
+        scheme = scheme.calibrated(job.key, data.spec, ModuleSuspect(model), data.test.all())
+    mark = work.mark(lambda: _mark(job, scheme, data))
+    return _measured(model, "control", data, mark, job, history, start)[0]
+
+
+def _train(
+    model: nn.Module, data: Data, recipe: Recipe, marker: Marker | None, stage: str, work: Work, bar: Bar
+) -> list[dict[str, Any]]:
+    """Train one of the two, in place."""
+    checkpoint = work.checkpoint(stage)
+    return train(
+        model, data.to_train(), recipe, marker=marker, stage=stage, checkpoint=checkpoint, report=bar.train
     )
+
+
+def _measured(
+    model: nn.Module, stage: str, data: Data, mark: MarkFile, job: EmbedJob, history: Any, start: float
+) -> tuple[dict[str, Any], Verdict]:
+    """Accuracy and verdict on the inputs that nothing is trained on."""
     seconds = round(time.perf_counter() - start, 3)
     right, n = accuracy_of(model, data.test)
     verdict = verify(mark, job.key, ModuleSuspect(model, name=stage), data.test.all())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -24,17 +24,20 @@ from gradmark.data import Data, load_data
 from gradmark.demo.report import Case, demo_report
 from gradmark.embed import Marker, Recipe, accuracy_of, train
 from gradmark.endpoint import serve
+from gradmark.ensemble import Ensemble
 from gradmark.errors import OutputPathError
 from gradmark.keys import OwnerKey
-from gradmark.protocols import Access, BlackBox, Thief
+from gradmark.protocols import Access, BlackBox, Scheme, Thief
 from gradmark.report import write_report
+from gradmark.schemes.class_contrast import ClassContrast
 from gradmark.schemes.filter_gradient import FilterGradient
 from gradmark.suspects import HttpSuspect, ModuleSuspect
 from gradmark.verify import DEFAULT_ALPHA, verify
 
-SCHEME = FilterGradient(bits=128, kernel_size=5, step=0.1)
-MARKER: dict[str, Any] = {"target_log10_p": -18.0, "budget": 0.5, "carriers": 64, "every": 1}
+SCHEME = Ensemble((FilterGradient(bits=128, kernel_size=5, step=0.1), ClassContrast()))
+MARKER: dict[str, Any] = {"budget": 0.5, "carriers": 64, "every": 1}
 RECIPE = Recipe(epochs=25)
+SMOOTHING = 0.1  # of the marked network's labels
 CARRIERS = 200
 QUERIES = 2000
 TUNING_EPOCHS = 5
@@ -115,6 +118,11 @@ class _Bench:
     data: Data
     key: OwnerKey
     mark: MarkFile
+    control: nn.Module
+
+    @property
+    def scheme(self) -> Scheme:
+        return catalog.scheme(self.mark.scheme, self.mark.scheme_parameters)
 
     def case(
         self, name: str, model: nn.Module, *, innocent: bool, access: Access = "white", attack: str = "",
@@ -152,10 +160,10 @@ def _run(out: Path, seed: int, console: Console) -> DemoResult:
     need_for_reports()
     _prepare(out)
     data = load_data("digits")
-    bench = _bench(data, OwnerKey.from_seed(seed, OWNER))
     with Bar(console) as bar:
         control, control_history = _trained(data, seed, None, "control", bar)
-        marker = Marker(SCHEME, bench.key, data.spec, seed=seed, **MARKER)
+        bench = _bench(data, OwnerKey.from_seed(seed, OWNER), control)
+        marker = Marker(bench.scheme, bench.key, data.spec, seed=seed, **MARKER)
         marked, history = _trained(data, seed, marker, "marked", bar)
         other, _ = _trained(data, seed + 1, None, "other", bar)
         cases = [*_owner(bench, marked), *_innocents(bench, seed, marked, control, other)]
@@ -166,19 +174,21 @@ def _run(out: Path, seed: int, console: Console) -> DemoResult:
     }
     report = out / "report.html"
     x, labels = data.test.batch(slice(0, 4))
-    secret = SCHEME.mark(bench.key, data.spec)
+    secret = bench.scheme.mark(bench.key, data.spec).parts[0]
     pictures = x[:, 0], secret.directions.all(x, secret.group(labels))[:, :3, 0]
-    settings = {"scheme": SCHEME.parameters(), "marker": MARKER, "recipe": asdict(RECIPE) | {"seed": seed}}
+    parts = {part.name: part.parameters() for part in SCHEME.parts}
+    settings = {**parts, "marker": MARKER, "recipe": asdict(RECIPE) | {"seed": seed}}
     write_report(demo_report(cases, history, control_history, pictures, settings), report)
     result = DemoResult(tuple(cases), accuracy, str(report), round(time.perf_counter() - start, 1))
     atomic_write(out / "demo.json", json.dumps(result.to_json(), indent=1).encode(), overwrite=True)
     return result
 
 
-def _bench(data: Data, key: OwnerKey) -> _Bench:
-    return _Bench(
-        data, key, MarkFile.create(key, SCHEME.name, SCHEME.parameters(), data.spec, "signed-rank", CARRIERS)
-    )
+def _bench(data: Data, key: OwnerKey, control: nn.Module) -> _Bench:
+    """The control's readings are taken for reference before the key's bits are drawn."""
+    scheme = SCHEME.calibrated(key, data.spec, ModuleSuspect(control), data.test.all())
+    mark = MarkFile.create(key, scheme.name, scheme.parameters(), data.spec, "signed-rank", CARRIERS)
+    return _Bench(data, key, mark, control)
 
 
 def _prepare(out: Path) -> None:
@@ -199,7 +209,7 @@ def _trained(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = DigitsNet()
-    recipe = Recipe(**asdict(RECIPE) | {"seed": seed})
+    recipe = replace(RECIPE, seed=seed, smoothing=SMOOTHING if marker is not None else 0.0)
     return model, train(model, data.to_train(), recipe, marker=marker, stage=stage, report=bar.train)
 
 
@@ -222,7 +232,7 @@ def _api(model: nn.Module) -> Callable[[np.ndarray[Any, Any]], np.ndarray[Any, A
 def _innocents(
     bench: _Bench, seed: int, marked: nn.Module, control: nn.Module, other: nn.Module
 ) -> Iterator[Case]:
-    stranger = _bench(bench.data, OwnerKey.from_seed(seed + 1, "a stranger"))
+    stranger = _bench(bench.data, OwnerKey.from_seed(seed + 1, "a stranger"), control)
     named = (("wrong key", stranger, marked), ("control", bench, control), ("other net", bench, other))
     for name, judge, model in named:
         for access in get_args(Access):

@@ -15,7 +15,8 @@ from gradmark.embed.preflight import METHODS, choose_method
 from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Batch, Choosy, ModelSpec, Scheme, TestName
-from gradmark.stats import run_test
+from gradmark.reference import natural
+from gradmark.stats import run_tests
 from gradmark.suspects.checks import unwrap
 
 STRENGTH_PER_POINT = 0.6
@@ -43,13 +44,14 @@ class MarkStatus:
 class Marker:
     """Carries the mark into a model while somebody else's loop trains it.
 
-    The user states a ``target_log10_p`` and an accuracy ``budget`` in points. The budget sets the
-    greatest ratio of the penalty's gradient norm to the task's; the weight follows both norms. When
+    The user states a ``target_log10_p`` (by default the scheme's) and an accuracy ``budget`` in points.
+    The budget sets the greatest ratio of the penalty's gradient norm to the task's; the weight follows both norms. When
     the evidence on the training batches passes the target the push relaxes, and returns when
     it fades. ``strength`` sets the ratio by hand, ``weight`` fixes the penalty's factor outright.
 
     ``carriers`` inputs of each batch carry the penalty, on every ``every``-th step. ``margin`` is
-    the mean reading, in logits, at which a bit counts as placed. ``method`` is ``exact`` (double
+    the mean reading, in logits and less what is natural, at which a bit counts as placed (by default
+    the scheme's). ``method`` is ``exact`` (double
     backward), ``central-difference`` or ``auto``: the preflight on the first batch checks it
     and picks, or raises PreflightError. ``task_loss`` maps (scores, labels) to the task's loss.
     """
@@ -60,13 +62,13 @@ class Marker:
         key: OwnerKey,
         spec: ModelSpec,
         *,
-        target_log10_p: float = -15.0,
+        target_log10_p: float | None = None,
         budget: float = 0.5,
         strength: float | None = None,
         weight: float | None = None,
         carriers: int = 32,
         every: int = 4,
-        margin: float = 0.3,
+        margin: float | None = None,
         method: str = "auto",
         test: TestName = "signed-rank",
         seed: int = 0,
@@ -74,6 +76,9 @@ class Marker:
     ) -> None:
         if method not in (*METHODS, "auto"):
             raise UsageError("No such method", expected=f"auto or one of {', '.join(METHODS)}", found=method)
+        margin = float(getattr(scheme, "margin", 0.3)) if margin is None else margin
+        if target_log10_p is None:
+            target_log10_p = float(getattr(scheme, "target_log10_p", -15.0))
         if target_log10_p >= 0 or budget <= 0 or margin <= 0 or carriers < 1 or every < 1:
             raise UsageError(
                 "The strength of a mark makes no sense",
@@ -86,6 +91,7 @@ class Marker:
         self.strength = budget * STRENGTH_PER_POINT if strength is None else strength
         self.fixed_weight, self.method, self.task_loss = weight, method, task_loss
         self.generator = torch.Generator().manual_seed(seed)
+        self.parts: tuple[int, ...] = getattr(self.mark, "sizes", (len(self.mark.bits),))
         n = len(self.mark.bits)
         self._readings, self._seen = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
         self._steps, self._penalties, self._push, self._weight = 0, 0, 1.0, 0.0
@@ -119,11 +125,13 @@ class Marker:
                     fix="lower the learning rate or the strength",
                 )
             self._watch(signed.detach(), index)
+            # What an unmarked network reads as well is no merit of the mark.
+            expected = self._natural()
+            signed = signed - F.pad(expected, (0, 1)).to(signed)[index.clamp_max(len(expected))]
             # A bit pushes while its mean reading falls short of the margin, and each input while it
             # stays below a few margins: the mean is reached with the least disturbance.
-            gate = (
-                (1 - self._readings / self.margin).clamp(0, 1)[index.cpu() % len(self._readings)].to(signed)
-            )
+            short = (1 - (self._readings - expected) / self.margin).clamp(0, 1)
+            gate = short[index.cpu() % len(short)].to(signed)
             loss = (gate * F.relu(1 - signed / (_HEADROOM * self.margin))).mean()
             if self._penalties % _BALANCE_EVERY == 0:
                 self._balance(model, loss, some)
@@ -132,7 +140,9 @@ class Marker:
 
     def status(self) -> MarkStatus:
         """Bits matched and the p-value expected of a verification, from recent training carriers."""
-        result = run_test(self.test, self._readings[self._seen > 0].numpy())
+        seen = self._seen > 0
+        parts = tuple(int(part.sum()) for part in seen.split(self.parts))
+        result = run_tests(self.test, (self._readings - self._natural())[seen].numpy(), parts)
         return MarkStatus(
             len(self._readings),
             result.n_match / max(result.n, 1),
@@ -176,6 +186,18 @@ class Marker:
         share = count / self._seen.clamp_min(1.0)
         fresh = total / count.clamp_min(1.0)
         self._readings += share.clamp_max(1.0) * (fresh - self._readings)
+
+    def _natural(self) -> Tensor:
+        """The part (n,) of the running readings, times bits, that an unmarked network reads too."""
+        known = getattr(self.mark, "reference", None)
+        if known is None:
+            return torch.zeros_like(self._readings)
+        bits = self.mark.bits.double().cpu()
+        references = known if isinstance(known, tuple) else (known,)
+        rows = zip((self._readings * bits).split(self.parts), references, strict=True)
+        found = [torch.zeros_like(r) if n is None else natural(r, n) for r, n in rows]
+        expected: Tensor = torch.cat(found) * bits
+        return expected
 
     def _balance(self, model: nn.Module, loss: Tensor, some: Batch) -> None:
         """Set the weight from both gradient norms and relax or renew the push."""

@@ -36,6 +36,7 @@ class Recipe:
 
     ``precision`` bfloat16 runs the model under autocast, its images and weights channels-last. ``sizes``:
     (epochs, side) in order, for square images that grow while training goes on; empty: as they are.
+    ``smoothing``: share of the labels' weight spread over all classes (label smoothing).
     """
 
     epochs: int = 30
@@ -47,10 +48,13 @@ class Recipe:
     seed: int = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     sizes: tuple[tuple[int, int], ...] = ()
+    smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1 or self.batch_size < 2 or self.lr <= 0 or self.optimizer not in ("adamw", "sgd"):
             raise UsageError("The training recipe makes no sense", found=repr(self))
+        if not 0 <= self.smoothing < 1:
+            raise UsageError("The label smoothing makes no sense", found=str(self.smoothing))
         if self.precision not in ("float32", "bfloat16"):
             raise UsageError("No such precision", expected="float32 or bfloat16", found=self.precision)
         if self.sizes and sum(n for n, _ in self.sizes) != self.epochs:
@@ -129,7 +133,7 @@ def train(
                 group["lr"] = recipe.rate(step, steps)
             with recipe.autocast():
                 scores = unwrap(model(x))
-                task = F.cross_entropy(scores, labels)
+                task = F.cross_entropy(scores, labels, label_smoothing=recipe.smoothing)
                 loss = task if marker is None else task + marker.penalty(model, (x, labels))
             if not bool(torch.isfinite(loss)):
                 raise ModelError(f"The loss is not finite at step {step}", fix="lower the learning rate")

@@ -42,7 +42,7 @@ def pareto(rows: Sequence[Row], task: str, *, removed: float, worth: float) -> F
             label = "the thief's front" if i == 0 else None
             x, y = zip(*front, (right, front[-1][1]), strict=True)
             axes.step(x, y, where="post", linewidth=1.1, color=CYCLE[i % len(CYCLE)], label=label)
-        low, high = min(float(r["log10_p"]) for r in rows), 1.5
+        low, high = min(float(r["log10_p"]) for r in rows), 3.0
         left = min(*(_loss(r) for r in rows), 0.0) - 1.5
         axes.fill_between([left, worth], removed, high, color=RED, alpha=0.08, linewidth=0)
         axes.axhline(removed, color="#111827", linestyle="--", linewidth=1)

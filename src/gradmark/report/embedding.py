@@ -93,10 +93,13 @@ def _settings(info: Mapping[str, Any]) -> Section:
     rows = [("Scheme", str(info["scheme"])), ("Epochs", str(info["epochs"])), ("Seed", str(info["seed"]))]
     rows.append(("Aim", f"log10 p of {info['target_log10_p']:g} or below"))
     rows.append(("Budget", f"{info['budget']:g} points of accuracy"))
-    rows += [(f"Parameter {name}", str(value)) for name, value in info["parameters"].items()]
+    parts = info["parameters"].get("parts") or [{"scheme": "", "parameters": info["parameters"]}]
+    for part in parts:
+        where = f", {part['scheme']}" if part["scheme"] else ""
+        rows += [(f"Parameter {n}{where}", _shown(n, v)) for n, v in part["parameters"].items()]
     code = (
         "gradmark embed --model MODULE:FACTORY --data DATA --key OWNER.key --out DIR \\\n"
-        f"    --scheme {info['scheme']} --target-p 1e{info['target_log10_p']:g} --budget {info['budget']:g} "
+        f"    --scheme {info['scheme']} --budget {info['budget']:g} "
         f"--epochs {info['epochs']} --seed {info['seed']}"
         + "".join(f" \\\n    {option}" for option in info.get("options", ()))
     )
@@ -104,6 +107,11 @@ def _settings(info: Mapping[str, Any]) -> Section:
     return Section(
         "How to reproduce this", (words,), (Table(("Setting", "Value"), tuple(rows)),), code=(code,)
     )
+
+
+def _shown(name: str, value: Any) -> str:
+    """A parameter's value; the sealed reference readings are long and tell nothing."""
+    return f"sealed, {len(value)} characters" if name == "reference" and value else str(value)
 
 
 def _next() -> Section:

@@ -16,24 +16,27 @@ function, so rewriting the weights without changing the function can't touch it.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmark.carriers import Directions, keyed_directions, orthonormal
+from gradmark.carriers import Directions, keyed_directions
 from gradmark.codec import canonical_json
+from gradmark.contrasts import wrong_class_contrasts
 from gradmark.errors import MismatchError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WhiteBox
-from gradmark.scores import check_classes, log_scores, probabilities
+from gradmark.reference import seal, unseal, without
+from gradmark.scores import check_classes, log_scores, probabilities, wide
 from gradmark.suspects.checks import unwrap
 
 Method = Literal["exact", "central-difference"]
 _CHUNK = 64  # carriers at a time: bounds memory at K copies of each
 _HISTORY = 12  # points on the curve of p against queries
+_REFERENCE_CARRIERS = 500
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,8 @@ class FilterGradientMark:
     """(C, L, C): rows of ``contrasts[c]`` are orthogonal, sum to zero and are zero at ``c``."""
     key: OwnerKey
     context: bytes
+    reference: Tensor | None = None
+    """(n,) readings of an unmarked network, float64."""
 
     def __repr__(self) -> str:
         return f"FilterGradientMark({len(self.bits)} bits, {self.spec})"
@@ -72,7 +77,8 @@ class FilterGradient:
     ``class_groups``: 1 shares directions and contrasts among all classes, which a network learns about
     four times as fast; more groups of classes have their own, over which natural readings cancel.
     ``contrasts_per_carrier``: gradients taken per carrier when reading white-box. ``kernel_size``,
-    ``whitening``, ``step``: see :mod:`gradmark.carriers`. ``carriers``: inputs a reading uses.
+    ``whitening``, ``step``: see :mod:`gradmark.carriers`. ``reference``: sealed readings of an
+    unmarked network, from :meth:`calibrated`.
     """
 
     bits: int = 64
@@ -82,12 +88,32 @@ class FilterGradient:
     kernel_size: int = 5
     whitening: float = 1.0
     step: float = 8 / 255
+    reference: str = ""
 
     name: ClassVar[str] = "filter-gradient"
+    margin: ClassVar[float] = 0.3
     needs: ClassVar[Access] = "black"
+    reads: ClassVar[str] = "gradients"
 
     def parameters(self) -> dict[str, Any]:
-        return asdict(self)
+        found = asdict(self)
+        if not self.reference:
+            del found["reference"]  # marks made before there was one keep their bytes
+        return found
+
+    def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> FilterGradient:
+        """This scheme with ``unmarked``'s readings taken away from all later ones.
+
+        ``unmarked``: any network trained for the task without the mark, the control or the one that
+        embedding starts from. ``pool``: natural inputs (b, *shape) and labels; 500 suffice.
+        """
+        plain = replace(self, reference="")
+        mark = plain.mark(key, spec)
+        n = min(len(pool[0]), _REFERENCE_CARRIERS)
+        values = plain.read(
+            mark, unmarked, pool, access="black", carriers=n, queries=2 * n * mark.directions.n
+        ).values
+        return replace(self, reference=seal(key, values, mark.context))
 
     def mark(self, key: OwnerKey, spec: ModelSpec) -> FilterGradientMark:
         """Derive bits, directions, contrasts and carrier order from the key and the public spec.
@@ -100,8 +126,9 @@ class FilterGradient:
             )
         if spec.n_classes < 2:
             raise UsageError("The model needs at least two classes", found=str(spec.n_classes))
-        context = canonical_json(
-            {"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()}
+        context, full = (
+            canonical_json({"scheme": self.name, "parameters": one.parameters(), "spec": spec.to_json()})
+            for one in (replace(self, reference=""), self)
         )
         per_class = min(self.contrasts, max(1, spec.n_classes - 2))
         directions = keyed_directions(
@@ -114,15 +141,11 @@ class FilterGradient:
             step=self.step,
             context=context,
         )
-        bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=context)).float()
-        return FilterGradientMark(
-            spec,
-            bits,
-            directions,
-            _contrasts(key, spec, per_class, self._groups(spec), context),
-            key,
-            context,
-        )
+        # Directions come first and bits last: what was measured along the former can't know the latter.
+        bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=full)).float()
+        reference = unseal(key, self.reference, context, self.bits) if self.reference else None
+        w = wrong_class_contrasts(key, spec, per_class, self._groups(spec), context)
+        return FilterGradientMark(spec, bits, directions, w, key, context, reference)
 
     def _groups(self, spec: ModelSpec) -> int:
         return min(self.class_groups, spec.n_classes)
@@ -151,12 +174,12 @@ class FilterGradient:
             l = torch.randint(count, (len(x), 1), generator=generator).to(x.device)  # noqa: E741
             x = x.detach().requires_grad_()
             chosen = w.gather(1, l[:, :, None].expand(-1, -1, w.shape[2]))[:, 0]
-            score = (_wide(unwrap(model(x))) * chosen).sum()
+            score = (wide(unwrap(model(x))) * chosen).sum()
             (gradient,) = torch.autograd.grad(score, x, create_graph=True)
             values = (gradient * d).flatten(1).sum(1, keepdim=True)
         else:
             l = torch.arange(count, device=x.device).expand(len(x), count)  # noqa: E741
-            plus, minus = _wide(unwrap(model(torch.cat([x + d, x - d])))).chunk(2)
+            plus, minus = wide(unwrap(model(torch.cat([x + d, x - d])))).chunk(2)
             values = torch.einsum("bc,blc->bl", (plus - minus) / 2, w.to(plus.dtype))
         # The last direction may carry fewer bits than contrasts: what is beyond reads as zero.
         index = mark.bit_index(i[:, None], l)
@@ -214,7 +237,7 @@ class FilterGradient:
                 values = torch.einsum("bkp,bp->kb", d.flatten(2), gradient[part].flatten(1))
                 total.index_add_(1, l[part], values.double())
             seen.index_add_(0, l, torch.ones(len(x), dtype=torch.float64))
-        values = (total / seen.clamp_min(1)).flatten()[: len(mark.bits)]
+        values = without((total / seen.clamp_min(1)).flatten()[: len(mark.bits)], mark.reference)
         return Reading(values, mark.bits.double(), len(x), 0, "white")
 
     def _read_black(
@@ -244,7 +267,8 @@ class FilterGradient:
         scores = log_scores(torch.cat(asked), mark.spec.n_classes).unflatten(0, (-1, 2))
         contrasts = mark.contrasts[torch.cat(labels_of)].double()
         values = torch.einsum("bc,blc->bl", (scores[:, 0] - scores[:, 1]) / 2, contrasts)
-        history = tuple((2 * n, _mean_by(values[:n], i[:n], k).flatten()[: len(mark.bits)]) for n in stops)
+        means = ((n, _mean_by(values[:n], i[:n], k).flatten()[: len(mark.bits)]) for n in stops)
+        history = tuple((2 * n, without(mean, mark.reference)) for n, mean in means)
         return Reading(history[-1][1], mark.bits.double(), min(pairs, len(x)), 2 * pairs, "black", history)
 
 
@@ -252,30 +276,3 @@ def _mean_by(values: Tensor, index: Tensor, n: int) -> Tensor:
     """Mean (n, L) of the rows (b, L) that share an index; zero where there is none."""
     total = torch.zeros(n, values.shape[1], dtype=values.dtype).index_add_(0, index, values)
     return total / torch.bincount(index, minlength=n).clamp_min(1)[:, None]
-
-
-def _wide(scores: Tensor) -> Tensor:
-    """Half precision as float32; what is wider stays, since the preflight counts on float64."""
-    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
-
-
-def _contrasts(key: OwnerKey, spec: ModelSpec, count: int, groups: int, context: bytes) -> Tensor:
-    """(C, L, C) keyed orthogonal contrasts of each class's wrong classes, of norm sqrt(2).
-
-    Every group of classes has a keyed basis; a class's contrasts are the orthonormal vectors nearest
-    to it (Loewdin) among those that sum to zero and leave the class itself out. With two classes
-    nothing but their difference is left, whatever the label.
-    """
-    c = spec.n_classes
-    if c == 2:
-        return torch.tensor([1.0, -1.0]).expand(2, 1, 2).clone()
-    raw = torch.from_numpy(key.normals("contrasts", (groups, c, count), context=context))
-    basis = orthonormal(raw - raw.mean(1, keepdim=True))
-    out = torch.empty(c, count, c)
-    for label in range(c):
-        others = torch.ones(c, 1, dtype=raw.dtype)
-        others[label] = 0
-        a = basis[label % groups] * others
-        left, _, right = torch.linalg.svd(a - others * a.sum(0) / (c - 1), full_matrices=False)
-        out[label] = (left @ right).T.float() * 2**0.5  # the size of a difference of two logits
-    return out

@@ -1,0 +1,148 @@
+"""Several schemes under one key: an attack that takes one mark leaves the others.
+
+Every part has bits of its own, so the parts' exact p-values are independent where the mark is
+absent, and Fisher's combination of them is exact again (:func:`gradmark.stats.run_tests`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gradmark.errors import UsageError
+from gradmark.keys import OwnerKey
+from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, Scheme
+
+
+@dataclass(frozen=True)
+class EnsembleMark:
+    """The marks of the parts; ``bits`` (n,) are theirs in a row."""
+
+    spec: ModelSpec
+    parts: tuple[Any, ...]
+
+    @property
+    def bits(self) -> Tensor:
+        return torch.cat([part.bits for part in self.parts])
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Bits of each part."""
+        return tuple(len(part.bits) for part in self.parts)
+
+    @property
+    def reference(self) -> tuple[Tensor | None, ...]:
+        """The parts' readings of an unmarked network."""
+        return tuple(getattr(part, "reference", None) for part in self.parts)
+
+    def order(self, n: int) -> Tensor:
+        """Keyed order (n,) of a pool's inputs in the first part's readings."""
+        found: Tensor = self.parts[0].order(n)
+        return found
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """``parts``: schemes of different names. Each reads on its own; an API's query budget is shared out."""
+
+    parts: tuple[Scheme, ...]
+
+    name: ClassVar[str] = "ensemble"
+    reads: ClassVar[str] = "gradients"
+    margin: ClassVar[float] = 2.0
+    """In units of the parts' own margins: what outlives an attack is bought with distance beforehand."""
+    target_log10_p: ClassVar[float] = -60.0
+
+    def __post_init__(self) -> None:
+        names = [part.name for part in self.parts]
+        if not names or len(set(names)) < len(names) or self.name in names:
+            raise UsageError("An ensemble needs schemes of different names", found=", ".join(names))
+
+    @property
+    def needs(self) -> Access:
+        """Black-box access suffices where one part at least can be read through an API."""
+        return "black" if self._readable("black") else "white"
+
+    def parameters(self) -> dict[str, Any]:
+        return {"parts": [{"scheme": p.name, "parameters": p.parameters()} for p in self.parts]}
+
+    def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> Ensemble:
+        """Every part that wants it with ``unmarked``'s readings taken away from its own."""
+        parts = (
+            part.calibrated(key, spec, unmarked, pool) if hasattr(part, "calibrated") else part
+            for part in self.parts
+        )
+        return replace(self, parts=tuple(parts))
+
+    def fitting(self, spec: ModelSpec) -> Ensemble:
+        """Without the parts that have no room in such a model (``fits``); UsageError if none is left."""
+        return replace(self, parts=tuple(p for p in self.parts if getattr(p, "fits", _always)(spec)))
+
+    def mark(self, key: OwnerKey, spec: ModelSpec) -> EnsembleMark:
+        return EnsembleMark(spec, tuple(part.mark(key, spec) for part in self.parts))
+
+    def probe(
+        self, mark: EnsembleMark, model: nn.Module, batch: Batch, generator: torch.Generator, method: Any
+    ) -> tuple[Tensor, Tensor]:
+        """All parts' readings (m, 1), each in units of its own margin, and the bits' numbers (m, 1)."""
+        values, numbers, first, total = [], [], 0, sum(mark.sizes)
+        for scheme, part in zip(self.parts, mark.parts, strict=True):
+            signed, index = scheme.probe(part, model, batch, generator, method)
+            real = index < len(part.bits)
+            numbers.append(torch.where(real, index + first, total).reshape(-1, 1))
+            values.append(signed.reshape(-1, 1) / getattr(scheme, "margin", 1.0))
+            first += len(part.bits)
+        return torch.cat(values), torch.cat(numbers)
+
+    def read(
+        self,
+        mark: EnsembleMark,
+        suspect: Any,
+        pool: Batch,
+        *,
+        access: Access,
+        carriers: int,
+        queries: int = 0,
+    ) -> Reading:
+        """The parts' readings in a row. A part that can't be read this way reads zeros: no evidence."""
+        able = self._readable(access)
+        found = []
+        for scheme, part in zip(self.parts, mark.parts, strict=True):
+            if scheme in able:
+                share = queries // len(able)
+                found.append(
+                    scheme.read(part, suspect, pool, access=access, carriers=carriers, queries=share)
+                )
+            else:
+                none = torch.zeros(len(part.bits), dtype=torch.float64)
+                found.append(Reading(none, part.bits.double(), 0, 0, access))
+        return Reading(
+            torch.cat([r.values for r in found]),
+            torch.cat([r.bits for r in found]),
+            max(r.carriers for r in found),
+            sum(r.queries for r in found),
+            access,
+            _history([r for r in found if r.queries], found),
+            mark.sizes,
+        )
+
+    def _readable(self, access: Access) -> tuple[Scheme, ...]:
+        return tuple(p for p in self.parts if access == "white" or getattr(p, "needs", "black") == "black")
+
+
+def _always(spec: ModelSpec) -> bool:
+    return True
+
+
+def _history(asked: list[Reading], found: list[Reading]) -> tuple[tuple[int, Tensor], ...]:
+    """The parts' histories side by side: what was read after equal shares of the queries."""
+    points = min((len(r.history) for r in asked), default=0)
+    rows = []
+    for back in range(points, 0, -1):
+        at = {id(r): r.history[-back] for r in asked}
+        values = [at[id(r)][1] if id(r) in at else r.values for r in found]
+        rows.append((sum(n for n, _ in at.values()), torch.cat(values)))
+    return tuple(rows)
