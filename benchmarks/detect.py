@@ -3,10 +3,11 @@
     python benchmarks/detect.py [--pairs 40] [--out FILE]
 
 Every network has a seed, and every marked one a key, that no other has. The attacker knows the data, the
-recipe and the scheme with its parameters, and has trained such a population; they look at weights and at
-input gradients along throwaway keys' directions. One row per network is kept in the results as soon as
-it is done, so a run that was cut short goes on; rows of other settings are made anew. Also, on each
-pair: how the probes look to an API's owner, and side effects; their intervals are over trainings.
+recipe and the scheme with its parameters, has an unmarked network of their own, and has trained such a
+population; they look at weights and at input gradients along throwaway keys' directions. One row per
+network is kept in the results as soon as it is done, so a run that was cut short goes on; rows of other
+settings are made anew. Also, on each pair: how the probes look to an API's owner, and side effects;
+their intervals are over trainings.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ def settings() -> dict[str, Any]:
 
 
 def network(data: Data, seed: int, marked: bool) -> nn.Module:
+    """Trained as the demo trains its own."""
     torch.manual_seed(seed)
     net = DigitsNet()
     marker = Marker(SCHEME, OwnerKey.from_seed(seed), data.spec, seed=seed, **MARKER) if marked else None
@@ -52,13 +54,13 @@ def network(data: Data, seed: int, marked: bool) -> nn.Module:
     return net.eval()
 
 
-def pair(data: Data, i: int) -> list[dict[str, Any]]:
+def pair(data: Data, i: int, own: nn.Module) -> list[dict[str, Any]]:
     """A marked network and an unmarked one of another seed, each as a row."""
     rows, nets = [], []
     for marked in (True, False):
         seed = FIRST_SEED + 2 * i + (not marked)
         nets.append(ModuleSuspect(network(data, seed, marked)))
-        seen = features(nets[-1].module, SCHEME, data.spec, data.test.batch(slice(0, INPUTS)))
+        seen = features(nets[-1].module, SCHEME, data.spec, data.test.batch(slice(0, INPUTS)), own)
         rows.append({"seed": seed, "marked": marked, "settings": settings(), "features": seen})
     generator = torch.Generator().manual_seed(i)
     looks, _ = compare_queries(SCHEME, data.spec, nets[0], data.test.all(), QUERIES, generator)
@@ -101,13 +103,14 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     catalog.scheme(SCHEME.name, SCHEME.parameters())  # what a mark file could name
-    data, rows = load_data("digits"), []
+    data, rows, own = load_data("digits"), [], None
     if args.out.exists():
         known = json.loads(args.out.read_text())["networks"]
         rows = [r for r in known if r["settings"] == settings()]
     for i in range(args.pairs):
         if FIRST_SEED + 2 * i not in {r["seed"] for r in rows}:
-            rows += pair(data, i)
+            own = network(data, FIRST_SEED - 1, False) if own is None else own
+            rows += pair(data, i, own)
             save(args.out, {"networks": rows})
             print(f"pair {i + 1} of {args.pairs}", flush=True)
     chosen = [r for r in rows if r["seed"] < FIRST_SEED + 2 * args.pairs]

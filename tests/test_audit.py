@@ -16,12 +16,14 @@ from commandline import gradmark, refused
 from conformance import SPECS, inputs, network, same_world, scheme_for, white, world
 from gradmark.audit import Audit, auc_interval, audit, audit_report
 from gradmark.audit.effects import BINS, ece, side_effects
+from gradmark.audit.gradients import without_secrets
 from gradmark.audit.measure import discriminant, resampling
-from gradmark.audit.population import cross_validated, judge_population
+from gradmark.audit.population import cross_validated, features, judge_population
 from gradmark.audit.queries import Recorder, compare_queries, one_each, probes
 from gradmark.audit.robust import SEVERITIES, corrupted, corruptions, pgd
 from gradmark.audit.weights import compare_weights
 from gradmark.errors import DataError, MismatchError, UsageError
+from gradmark.keys import OwnerKey
 from gradmark.protocols import Batch, ModelSpec, Reading
 from gradmark.report import render_html
 from gradmark.suspects import save_weights
@@ -172,6 +174,19 @@ def test_a_spike_in_the_weights_is_found() -> None:
     names = {d.name for d in compare_weights(spiked, twin(2), generator())[0] if d.striking}
     assert "4.weight: largest singular value" in names
     assert all(name.startswith("4.") for name in names)
+
+
+def test_an_owners_sealed_numbers_are_left_out() -> None:
+    """A mark's file may hold what only its key opens: strangers' keys must do without."""
+    plain: Any = SCHEME
+    sealed = plain.calibrated(OwnerKey.from_seed(5), SPEC, white(twin(1)), inputs("grey", 60, 4))
+    assert sealed != plain
+    assert without_secrets(sealed) == plain
+    found = features(twin(1), sealed, SPEC, inputs("grey", 60, 9), twin(2))
+    assert all(np.isfinite(value) for value in found.values())
+    assert found["gradients: share beyond it"] < 0
+    itself = features(twin(1), sealed, SPEC, inputs("grey", 60, 9), twin(1))
+    assert itself["gradients: share beyond it"] < -10, "nothing is left beyond the network itself"
 
 
 # -- from queries
