@@ -141,7 +141,10 @@ def _ensemble(name: str, given: dict[str, Any]) -> Ensemble:
     rows = given.pop("parts", None)
     if rows is None:
         names = FLAGSHIP_PARTS if name == Ensemble.name else tuple(n.strip() for n in name.split(","))
-        rows = [{"scheme": n, "parameters": {} if i else given} for i, n in enumerate(names)]
+        rows = [
+            {"scheme": _known(n, SCHEMES, "scheme"), "parameters": {} if i else given}
+            for i, n in enumerate(names)
+        ]
         given = {}
     if given or not isinstance(rows, list | tuple) or not all(_is_part(row) for row in rows):
         raise MarkFileError(

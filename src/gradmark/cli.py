@@ -83,7 +83,7 @@ def embed(
         Path, typer.Option(help="New folder for model.safetensors, mark.json, run.json, report.html.")
     ],
     weights: Annotated[Path | None, typer.Option(help="Fine-tune these .safetensors weights.")] = None,
-    scheme: Annotated[str, typer.Option(help="The way in which the bits are carried.")] = "filter-gradient",
+    scheme: Annotated[str, typer.Option(help="How the bits are carried; A,B for several ways.")] = "ensemble",
     bits: Annotated[int | None, typer.Option(help="Bits in the mark.", min=1)] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="NAME=VALUE: an option of the scheme.")

@@ -37,7 +37,10 @@ def seal(key: OwnerKey, values: Tensor, context: bytes) -> str:
 def unseal(key: OwnerKey, text: str, context: bytes, n: int) -> Tensor:
     """The numbers (n,), float64. MarkFileError where they were changed or don't fit key and mark."""
     try:
-        data = AESSIV(_secret(key, context)).decrypt(base64.b64decode(text, validate=True), [context])
+        sealed = base64.b64decode(text, validate=True)
+        if base64.b64encode(sealed).decode() != text:
+            raise ValueError("another way to write the same bytes")  # which would draw other bits
+        data = AESSIV(_secret(key, context)).decrypt(sealed, [context])
         values = torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float64))
     except (InvalidTag, ValueError, TypeError, binascii.Error) as cause:
         raise MarkFileError(

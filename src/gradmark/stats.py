@@ -174,6 +174,13 @@ def run_tests(name: TestName, values: ArrayLike, parts: tuple[int, ...] = ()) ->
     )
 
 
+def least_log10_p(values: ArrayLike, parts: tuple[int, ...] = ()) -> float:
+    """log10 of p if all non-zero values (n,) matched their bits; ``parts`` as in :func:`run_tests`."""
+    pieces = np.split(np.asarray(values), np.cumsum(parts)[:-1]) if len(parts) > 1 else [np.asarray(values)]
+    best = [-int(np.count_nonzero(piece)) * math.log10(2) for piece in pieces]
+    return fisher(best) if len(best) > 1 else best[0]
+
+
 def fisher(log10_ps: list[float]) -> float:
     """log10 P[a product of k uniform numbers <= the product of these], with s = -ln of it.
 

@@ -29,7 +29,7 @@ from gradmark.protocols import (
     WhiteBox,
 )
 from gradmark.schemes.linear import LinearMark
-from gradmark.stats import bonferroni, run_tests
+from gradmark.stats import bonferroni, least_log10_p, run_tests
 
 DEFAULT_ALPHA = 1e-6
 DEFAULT_QUERIES = 2000
@@ -104,9 +104,10 @@ def judge(
     seconds: float,
 ) -> Verdict:
     """Apply the fixed test. ``inconclusive`` if even a perfect match couldn't reach ``alpha``."""
-    result = run_tests(test, (reading.values * reading.bits).numpy(), reading.parts)
+    signed = (reading.values * reading.bits).numpy()
+    result = run_tests(test, signed, reading.parts)
     log10_p = bonferroni(result.log10_p, keys_tried)
-    best = -result.n * math.log10(2) + math.log10(keys_tried)
+    best = least_log10_p(signed, reading.parts) + math.log10(keys_tried)
     outcome: Outcome = "no-evidence"
     reason = f"log10 p is {log10_p:.1f}; the threshold is {math.log10(alpha):.1f}"
     if best > math.log10(alpha):

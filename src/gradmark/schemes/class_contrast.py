@@ -158,6 +158,8 @@ class ClassContrast:
         _check(mark.spec, pool)
         most = queries if access == "black" else carriers * self.per_carrier
         chosen = mark.order(len(pool[0]))[:most]
+        if not len(chosen):
+            return Reading(torch.zeros(len(mark.bits)).double(), mark.bits.double(), 0, 0, access)
         x, labels = pool[0][chosen], pool[1][chosen]
         scores = log_scores(suspect.query(x), mark.spec.n_classes)
         values = torch.einsum("bc,blc->bl", scores, mark.contrasts[labels].double())
