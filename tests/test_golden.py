@@ -1,8 +1,12 @@
-"""A model marked in 2026 verifies for ever: ``golden/`` holds its files, ``golden/make.py`` made them."""
+"""Models marked in 2026 verify for ever: ``golden/`` holds their files and the ``make`` files that made them.
+
+``model``: filter gradients alone, without a reference. ``ensemble``: both schemes, with sealed references.
+"""
 
 from __future__ import annotations
 
 import json
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -10,18 +14,22 @@ import pytest
 import torch
 
 from golden.make import CARRIERS, QUERIES, net
+from gradmark import catalog
 from gradmark.codec import MarkFile
 from gradmark.data import load_data
-from gradmark.errors import MismatchError
+from gradmark.errors import MarkFileError, MismatchError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, Verdict
 from gradmark.suspects import ModuleSuspect, load_weights
 from gradmark.verify import verify
 
 GOLDEN = Path(__file__).parent / "golden"
-MARK = MarkFile.load(GOLDEN / "mark-model-v1.json")
+WEIGHTS = {"model": "golden-v1.safetensors", "ensemble": "golden-ensemble-v1.safetensors"}
+MARKS = {name: MarkFile.load(GOLDEN / f"mark-{name}-v1.json") for name in WEIGHTS}
 KEY = OwnerKey.load(GOLDEN / "key-v1.json")
-EXPECTED: dict[str, Any] = json.loads((GOLDEN / "expected-model-v1.json").read_text())
+EXPECTED: dict[str, dict[str, Any]] = {
+    name: json.loads((GOLDEN / f"expected-{name}-v1.json").read_text()) for name in WEIGHTS
+}
 
 # Another processor or BLAS moves a reading by some 1e-6 logits. No two of the recorded sizes are so near to
 # each other, nor one to zero, that this could swap their ranks (test_recorded_readings_are_apart), so p stays
@@ -29,10 +37,14 @@ EXPECTED: dict[str, Any] = json.loads((GOLDEN / "expected-model-v1.json").read_t
 APART, READINGS, LOG10_P = 5e-5, 2e-5, 1e-3
 
 
-@pytest.fixture(scope="module")
-def suspect() -> ModuleSuspect:
+both = pytest.mark.parametrize("access", ["white", "black"])
+each = pytest.mark.parametrize("name", list(WEIGHTS))
+
+
+@cache
+def suspect(name: str) -> ModuleSuspect:
     model = net().eval()
-    load_weights(model, GOLDEN / "golden-v1.safetensors")
+    load_weights(model, GOLDEN / WEIGHTS[name])
     return ModuleSuspect(model, name="golden")
 
 
@@ -43,34 +55,58 @@ def pool() -> Batch:
     return load_data("digits").test.batch(slice(0, CARRIERS))
 
 
-def judged(mark: MarkFile, key: OwnerKey, suspect: ModuleSuspect, pool: Batch, access: Access) -> Verdict:
-    return verify(mark, key, suspect, pool, access=access, queries=QUERIES)
+def judged(mark: MarkFile, key: OwnerKey, name: str, pool: Batch, access: Access) -> Verdict:
+    return verify(mark, key, suspect(name), pool, access=access, queries=QUERIES)
 
 
-@pytest.mark.parametrize("access", ["white", "black"])
-def test_the_golden_model_verifies(suspect: ModuleSuspect, pool: Batch, access: Access) -> None:
-    v, old = judged(MARK, KEY, suspect, pool, access), EXPECTED[access]
+@each
+@both
+def test_the_golden_models_verify(name: str, pool: Batch, access: Access) -> None:
+    v, old = judged(MARKS[name], KEY, name, pool, access), EXPECTED[name][access]
     assert v.reading is not None
     assert v.reading.bits.tolist() == old["bits"]
     torch.testing.assert_close(
         v.reading.values, torch.tensor(old["readings"], dtype=torch.float64), rtol=0, atol=READINGS
     )
+    assert list(v.reading.parts) == old.get("parts", [])
     assert v.log10_p == pytest.approx(old["log10_p"], abs=LOG10_P)
     assert (v.n_match, v.ties, v.queries) == (old["n_match"], old["ties"], old["queries"])
     assert v.outcome == "owned"
-    assert (v.mark, v.suspect) == (EXPECTED["mark"], EXPECTED["suspect"])
+    assert (v.mark, v.suspect) == (EXPECTED[name]["mark"], EXPECTED[name]["suspect"])
 
 
-@pytest.mark.parametrize("access", ["white", "black"])
-def test_recorded_readings_are_apart(access: Access) -> None:
-    sizes = torch.tensor([0.0, *EXPECTED[access]["readings"]], dtype=torch.float64).abs().sort().values
-    assert float(sizes.diff().min()) > APART
+@each
+@both
+def test_recorded_readings_are_apart(name: str, access: Access) -> None:
+    old = EXPECTED[name][access]
+    readings = torch.tensor(old["readings"], dtype=torch.float64).abs()
+    for part in readings.split(old.get("parts") or [len(readings)]):
+        assert float(torch.cat([torch.zeros(1).double(), part]).sort().values.diff().min()) > APART
 
 
-@pytest.mark.parametrize("access", ["white", "black"])
-def test_a_wrong_key_finds_nothing(suspect: ModuleSuspect, pool: Batch, access: Access) -> None:
-    wrong = OwnerKey(bytes(32), "Acme Ltd")
+@each
+@both
+def test_a_wrong_key_finds_nothing(name: str, pool: Batch, access: Access) -> None:
+    wrong, mark = OwnerKey(bytes(32), "Acme Ltd"), MARKS[name]
     with pytest.raises(MismatchError):
-        judged(MARK, wrong, suspect, pool, access)
-    own = MarkFile.create(wrong, MARK.scheme, MARK.scheme_parameters, MARK.spec, MARK.test, MARK.carriers)
-    assert judged(own, wrong, suspect, pool, access).outcome == "no-evidence"
+        judged(mark, wrong, name, pool, access)
+    own = MarkFile.create(wrong, mark.scheme, without_references(mark), mark.spec, mark.test, mark.carriers)
+    assert judged(own, wrong, name, pool, access).outcome == "no-evidence"
+
+
+def without_references(mark: MarkFile) -> dict[str, Any]:
+    """The mark's parameters for another key, which can't open what is sealed."""
+    parts = mark.scheme_parameters.get("parts")
+    if parts is None:
+        return mark.scheme_parameters
+    return {"parts": [{**part, "parameters": {**part["parameters"], "reference": ""}} for part in parts]}
+
+
+def test_the_golden_references_are_opened_by_their_key_alone() -> None:
+    """Their numbers, which the bits follow from, to the last digit."""
+    mark, wrong = MARKS["ensemble"], OwnerKey(bytes(32), "Acme Ltd")
+    scheme = catalog.scheme(mark.scheme, mark.scheme_parameters)
+    secret = scheme.mark(KEY, mark.spec)
+    assert [values.tolist() for values in secret.reference] == EXPECTED["ensemble"]["references"]
+    with pytest.raises(MarkFileError, match="can't be opened"):
+        scheme.mark(wrong, mark.spec)
