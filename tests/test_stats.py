@@ -232,3 +232,80 @@ def test_intervals() -> None:
     ):
         with pytest.raises(UsageError):
             call()
+
+
+# -- several parts
+
+
+def test_fisher_is_the_chi_square_of_the_logarithms() -> None:
+    """-2 ln of k uniform numbers' product is chi-square with 2k degrees of freedom."""
+    for k in range(1, 6):
+        for share in ([1.0] * k, [0.0] * (k - 1) + [k], list(range(1, k + 1))):
+            for total in (1e-9, 0.01, 0.5, 3.0, 30.0, 400.0, 2000.0):
+                logs = [-total * s / sum(share) for s in share]
+                statistic = -2 * math.log(10) * sum(logs)
+                exact = sp.chi2.logsf(statistic, 2 * k) / math.log(10)
+                if math.isfinite(exact):  # scipy's own runs out of floats at some 1e-300
+                    assert stats.fisher(logs) == pytest.approx(exact, rel=1e-9, abs=1e-12)
+
+
+@pytest.mark.parametrize("t", [0.9, 0.3, 1e-3, 1e-30, 1e-200])
+def test_fisher_is_the_integral(t: float) -> None:
+    """P[u <= t] = t, and P[u v <= t] = integral of P[v <= t / u] over u, step by step."""
+    logs, chance = math.log(t), [t]
+    chance.append(t * (1 - logs))
+    chance.append(t * (1 - logs + logs**2 / 2))
+    for k, p in enumerate(chance, 1):
+        assert stats.fisher([math.log10(t) / k] * k) == pytest.approx(math.log10(p), rel=1e-9, abs=1e-12)
+    if t > 1e-10:
+        grid = (np.arange(200_000) + 0.5) / 200_000
+        assert np.minimum(1, t / grid).mean() == pytest.approx(chance[1], rel=1e-3)
+
+
+def test_fisher_by_simulation() -> None:
+    generator, n = np.random.default_rng(8), 40_000
+    for k in (2, 3):
+        found = np.array([stats.fisher(row) for row in np.log10(generator.random((n, k))).tolist()])
+        assert stats.ks_uniform(10**found)[1] > 0.001
+
+
+def test_fisher_at_the_ends() -> None:
+    assert stats.fisher([0.0, 0.0, 0.0]) == 0.0
+    assert stats.fisher([]) == 0.0
+    assert stats.fisher([-5.0]) == pytest.approx(-5.0, abs=1e-12)
+    assert stats.fisher([-5.0, 0.0]) == pytest.approx(-5 + math.log10(1 + 5 * math.log(10)))
+    assert stats.fisher([-4000.0, -4000.0]) == pytest.approx(-8000 + math.log10(1 + 8000 * math.log(10)))
+    falling = [stats.fisher([-x, -1.0]) for x in np.linspace(0, 50, 200)]
+    assert falling == sorted(falling, reverse=True)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("parts", [(3, 4), (1, 6), (2, 2, 3), (0, 7)])
+def test_combined_p_values_are_valid(name: TestName, parts: tuple[int, ...]) -> None:
+    """P[p <= t] <= t for every t, over all signs: discreteness makes p larger, never smaller."""
+    sizes = np.random.default_rng(sum(parts)).integers(1, 4, 7).astype(float)
+    signs = np.array(list(itertools.product((-1, 1), repeat=7)))
+    found = np.array([10 ** stats.run_tests(name, row, parts).log10_p for row in signs * sizes])
+    for t in np.unique(found):
+        assert (found <= t * (1 + 1e-12)).mean() <= t * (1 + 1e-9)
+    best = stats.run_tests(name, sizes, parts).log10_p
+    assert best == pytest.approx(math.log10(found.min()))
+    assert best == pytest.approx(stats.least_log10_p(sizes, parts))
+
+
+def test_parts_are_tested_apart() -> None:
+    values = np.random.default_rng(5).normal(size=30) + 0.5
+    values[[2, 20]] = 0
+    whole = stats.run_tests("signed-rank", values, (10, 20))
+    apart = [run_test("signed-rank", part) for part in (values[:10], values[10:])]
+    assert whole.log10_p == pytest.approx(stats.fisher([r.log10_p for r in apart]))
+    assert (whole.n, whole.ties) == (28, 2)
+    assert whole.n_match == sum(r.n_match for r in apart)
+    scaled = np.concatenate([values[:10], 1000 * values[10:]])
+    assert stats.run_tests("sign-flip", scaled, (10, 20)).log10_p == pytest.approx(
+        stats.run_tests("sign-flip", values, (10, 20)).log10_p, rel=0.05
+    ), "parts may have units of their own"
+    for one in ((), (30,)):
+        assert stats.run_tests("signed-rank", values, one) == run_test("signed-rank", values)
+    assert stats.least_log10_p(values) == pytest.approx(-28 * math.log10(2))
+    assert stats.least_log10_p(np.zeros(4), (2, 2)) == 0.0

@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,21 @@ def test_too_few_bits_are_inconclusive(n: int, outcome: str) -> None:
     assert verdict.outcome == outcome
     assert ("too few" in verdict.reason) == (outcome == "inconclusive")
     assert judged(readings(n, 3)).outcome == ("inconclusive" if n == 19 else "no-evidence")
+
+
+def test_parts_need_more_bits_between_them() -> None:
+    """Two parts of ten bits can't reach what twenty bits in one can: Fisher's product costs something."""
+    verdicts = {n: judged(replace(readings(n, n), parts=(10, n - 10))) for n in (20, 24, 25)}
+    assert verdicts[20].log10_p == pytest.approx(-20 * math.log10(2) + math.log10(1 + 20 * math.log(2)))
+    assert {n: v.outcome for n, v in verdicts.items()} == {
+        20: "inconclusive",
+        24: "inconclusive",
+        25: "owned",
+    }
+    silent = judged(replace(readings(25, 25, zeros=10), parts=(10, 15)))
+    assert (silent.outcome, silent.ties) == ("inconclusive", 10)
+    wrong = judged(replace(readings(64, 0), parts=(10, 54)))
+    assert (wrong.outcome, wrong.log10_p) == ("no-evidence", pytest.approx(0, abs=1e-12))
 
 
 def test_ties_are_dropped_and_told() -> None:
