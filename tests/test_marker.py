@@ -10,9 +10,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from conformance import KEY, SPECS, inputs, network, same_world, scheme_for, world
+from conformance import KEY, SPECS, inputs, network, same_world, scheme_for, white, world
 from gradmark.embed import Marker
+from gradmark.ensemble import Ensemble
 from gradmark.errors import PreflightError, UsageError
+from gradmark.reference import without
+from gradmark.schemes.class_contrast import ClassContrast
+from gradmark.stats import fisher, run_test
 
 X, Y = inputs("vector", 256, seed=0)
 SCHEME = scheme_for("filter-gradient", "vector")
@@ -217,3 +221,76 @@ def test_no_secret_is_shown() -> None:
     assert "FilterGradient(" in repr(make())
     assert "bits=64" in repr(make())
     assert "tensor" not in repr(make())
+
+
+# --- what is natural is no merit -------------------------------------------------------------------------
+
+
+def calibrated(scheme: Any = SCHEME) -> Any:
+    return scheme.calibrated(KEY, SPECS["vector"], white(network("vector", seed=2)), (X, Y))
+
+
+def having(scheme: Any, readings: Tensor, **more: Any) -> Marker:
+    """A marker whose running readings, times bits, are these."""
+    marker = Marker(scheme, KEY, SPECS["vector"], every=1, **more)
+    seen = torch.full_like(readings, 50.0)
+    marker.load_state_dict({**marker.state_dict(), "readings": readings, "seen": seen})
+    return marker
+
+
+def test_the_status_leaves_out_what_an_unmarked_network_reads() -> None:
+    scheme = calibrated()
+    mark = scheme.mark(KEY, SPECS["vector"])
+    bits, noise = mark.bits.double(), torch.randn(64, generator=torch.Generator().manual_seed(1)).double()
+    left = without(0.3 * bits + 0.3 * noise, mark.reference)
+    marker = having(scheme, (left + 40 * mark.reference) * bits)
+    wanted = run_test("signed-rank", (left * bits).numpy())
+    assert 0.5 < marker.status().match == wanted.n_match / 64 < 1
+    assert marker.status().log10_p == pytest.approx(wanted.log10_p)
+
+
+def test_the_gate_leaves_out_what_an_unmarked_network_reads() -> None:
+    """However much is read, a bit isn't placed while an unmarked network reads it too."""
+    natural, batch = network("vector", seed=2), (X[:64], Y[:64])
+    scheme = calibrated()
+    mark = scheme.mark(KEY, SPECS["vector"])
+    strong = 40 * mark.reference.abs().clamp_min(0.5)
+    placed = having(SCHEME, strong, weight=1.0, carriers=64)
+    assert placed.penalty(natural, batch).item() == 0.0
+    sizes = 40 * mark.reference / mark.reference.norm()
+    nothing = having(scheme, sizes * mark.bits.double(), weight=1.0, carriers=64)
+    assert nothing.penalty(natural, batch).item() > 0.1
+    placed = having(scheme, 40 * without(mark.bits.double(), mark.reference) * mark.bits.double(), weight=1.0)
+    assert placed.status().match > 0.9
+    assert placed.penalty(natural, batch).item() < 0.1 * nothing.penalty(natural, batch).item()
+
+
+def test_an_ensembles_parts_have_references_of_their_own() -> None:
+    first, second = calibrated(), ClassContrast(bits=40)
+    for parts in ((first, second), (second, first), (first, calibrated(second))):
+        scheme = Ensemble(parts)
+        mark = scheme.mark(KEY, SPECS["vector"])
+        generator = torch.Generator().manual_seed(6)
+        readings = torch.randn(104, generator=generator, dtype=torch.float64) + 0.5
+        marker = having(scheme, readings)
+        rows = zip((readings * mark.bits.double()).split(mark.sizes), mark.parts, strict=True)
+        left = [without(row, part.reference) * part.bits.double() for row, part in rows]
+        results = [run_test("signed-rank", part.numpy()) for part in left]
+        assert marker.status().log10_p == pytest.approx(fisher([r.log10_p for r in results]))
+        assert marker.status().match == sum(r.n_match for r in results) / 104
+        assert not torch.allclose(torch.cat(left), readings)
+
+
+def test_a_scheme_states_its_own_aim_and_margin() -> None:
+    ensemble = Marker(Ensemble((SCHEME, ClassContrast())), KEY, SPECS["vector"])
+    assert (ensemble.target_log10_p, ensemble.margin) == (Ensemble.target_log10_p, Ensemble.margin)
+    assert (make().target_log10_p, make().margin) == (-15.0, 0.3)
+    assert make(target_log10_p=-7.0, margin=2.0).target_log10_p == -7.0
+
+
+def test_one_line_marks_an_ensemble() -> None:
+    scheme, model = Ensemble((calibrated(), calibrated(ClassContrast(bits=40)))), network("vector")
+    marker = Marker(scheme, KEY, SPECS["vector"], weight=5.0, every=1)
+    loop(model, marker, 200)
+    status = marker.status()
+    assert (status.n_bits, status.match > 0.9, status.log10_p < -15) == (104, True, True)
