@@ -28,7 +28,7 @@ from gradmark.audit.population import features, judge_population
 from gradmark.audit.queries import compare_queries
 from gradmark.codec import atomic_write
 from gradmark.data import Data, load_data
-from gradmark.demo.run import MARKER, RECIPE, SCHEME, DigitsNet
+from gradmark.demo.run import MARKER, RECIPE, SCHEME, SMOOTHING, DigitsNet
 from gradmark.embed import train
 from gradmark.stats import mean_interval
 from gradmark.suspects import ModuleSuspect
@@ -40,7 +40,7 @@ INPUTS, QUERIES = 300, 2000
 
 def settings() -> dict[str, Any]:
     """All that a row depends on."""
-    made = {"scheme": SCHEME.name, "parameters": SCHEME.parameters(), "marker": MARKER, "recipe": asdict(RECIPE),
+    made = {"scheme": SCHEME.name, "parameters": SCHEME.parameters(), "marker": MARKER, "recipe": asdict(RECIPE), "smoothing": SMOOTHING,
             "inputs": INPUTS, "queries": QUERIES, "torch": torch.__version__}  # fmt: skip
     return json.loads(json.dumps(made))
 
@@ -49,8 +49,14 @@ def network(data: Data, seed: int, marked: bool) -> nn.Module:
     """Trained as the demo trains its own."""
     torch.manual_seed(seed)
     net = DigitsNet()
-    marker = Marker(SCHEME, OwnerKey.from_seed(seed), data.spec, seed=seed, **MARKER) if marked else None
-    train(net, data.to_train(), replace(RECIPE, seed=seed), marker=marker)
+    if not marked:
+        train(net, data.to_train(), replace(RECIPE, seed=seed))
+        return net.eval()
+    key = OwnerKey.from_seed(seed)
+    control = ModuleSuspect(network(data, seed, False))
+    scheme = SCHEME.calibrated(key, data.spec, control, data.test.all())
+    marker = Marker(scheme, key, data.spec, seed=seed, **MARKER)
+    train(net, data.to_train(), replace(RECIPE, seed=seed, smoothing=SMOOTHING), marker=marker)
     return net.eval()
 
 

@@ -57,7 +57,7 @@ from gradmark.schemes.trigger import Trigger
 from gradmark.schemes.weights import Weights
 
 FLAGSHIP = Ensemble.name
-FLAGSHIP_PARTS = ("filter-gradient", "class-contrast")
+FLAGSHIP_PARTS = ("filter-gradient", "class-contrast", "trigger")
 SCHEMES: dict[str, type[Any]] = {
     "filter-gradient": FilterGradient,
     "class-contrast": ClassContrast,

@@ -54,7 +54,8 @@ class Ensemble:
     reads: ClassVar[str] = "gradients"
     margin: ClassVar[float] = 2.0
     """In units of the parts' own margins: what outlives an attack is bought with distance beforehand."""
-    target_log10_p: ClassVar[float] = -60.0
+    target_log10_p: ClassVar[float] = -100.0
+    """Beyond any reach: a bit's push ends where its own margin is met, not where p is small enough."""
 
     def __post_init__(self) -> None:
         names = [part.name for part in self.parts]
@@ -95,7 +96,13 @@ class Ensemble:
             numbers.append(torch.where(real, index + first, total).reshape(-1, 1))
             values.append(signed.reshape(-1, 1) / getattr(scheme, "margin", 1.0))
             first += len(part.bits)
-        return torch.cat(values), torch.cat(numbers)
+        # Parts weigh the same in the penalty's mean, however many numbers each of them reads.
+        most = max(len(v) for v in values)
+        often = [most // max(1, len(v)) for v in values]
+        return (
+            torch.cat([v.repeat(n, 1) for v, n in zip(values, often, strict=True)]),
+            torch.cat([v.repeat(n, 1) for v, n in zip(numbers, often, strict=True)]),
+        )
 
     def read(
         self,

@@ -82,7 +82,7 @@ def task() -> Task:
         domain="image",
         surrogate=tinted_faces,
         marking=Marking(),
-        markings={"ensemble": Marking({}, {"budget": 0.25}, {"smoothing": 0.1})},
+        markings={"ensemble": Marking({}, {"strength": 0.1, "margin": 1.0}, {"smoothing": 0.1})},
         means=Means(lr=0.05, batch_size=128, augment="shift-flip", autocast=torch.bfloat16),
         surrogates=10_000,
         siblings=3,

@@ -31,10 +31,11 @@ from gradmark.protocols import Access, BlackBox, Scheme, Thief
 from gradmark.report import write_report
 from gradmark.schemes.class_contrast import ClassContrast
 from gradmark.schemes.filter_gradient import FilterGradient
+from gradmark.schemes.trigger import Trigger
 from gradmark.suspects import HttpSuspect, ModuleSuspect
 from gradmark.verify import DEFAULT_ALPHA, verify
 
-SCHEME = Ensemble((FilterGradient(bits=128, kernel_size=5, step=0.1), ClassContrast()))
+SCHEME = Ensemble((FilterGradient(bits=128, kernel_size=5, step=0.1), ClassContrast(), Trigger()))
 MARKER: dict[str, Any] = {"budget": 0.5, "carriers": 64, "every": 1}
 RECIPE = Recipe(epochs=25)
 SMOOTHING = 0.1  # of the marked network's labels

@@ -1,0 +1,183 @@
+"""What the robustness benchmark shows: from its cells to one page.
+
+    gradmark bench benchmarks/suites/digits.toml --out bench-out        (and the other suites there)
+    python benchmarks/robustness.py bench-out
+
+Writes results/robustness/cells.json (every cell, without what a summary doesn't need) and ROBUSTNESS.md:
+per task what an embedding cost, every attack by every scheme, the cells that fall short, queries, and whether strangers'
+p-values on attacked networks are uniform. Without an argument the page is made again from the committed cells.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from gradmark.stats import mean_interval
+
+HERE = Path(__file__).parent
+CELLS, PAGE = HERE / "results" / "robustness" / "cells.json", HERE / "ROBUSTNESS.md"
+KEPT = ("task", "scheme", "flagship", "attack", "parameters", "seed", "access", "utility_control", "utility_marked",
+        "utility_after", "stealing_loss", "log10_p", "match", "n_bits", "queries", "seconds", "removal",
+        "wrong_key_log10_p", "versions", "error")  # fmt: skip
+GOAL, WORTH = -6.0, 5.0
+Cell = dict[str, Any]
+
+
+def collect(out: Path) -> list[Cell]:
+    """Every cell under ``out``, in a fixed order, numbers rounded to what they are worth."""
+    rows = []
+    for path in sorted((out / "cells").glob("*/*/*.json")):
+        for cell in json.loads(path.read_text()):
+            rows.append({k: _short(cell[k]) for k in KEPT if k in cell})
+    return rows
+
+
+def _short(value: Any) -> Any:
+    if isinstance(value, float):
+        return round(value, 3)
+    return [_short(v) for v in value] if isinstance(value, list) else value
+
+
+def page(cells: list[Cell]) -> Iterator[str]:
+    yield "# Robustness\n"
+    yield (
+        "Made by `benchmarks/robustness.py` from `results/robustness/cells.json`; every cell comes from `gradmark bench` and a "
+        "suite under `suites/`. A cell is *short* where log10 p is above -6 although the thief gave up 5 points of accuracy or less. "
+        "The thief's loss may be negative: fine-tuning can improve a model. Medians over seeds, [the weakest seed].\n"
+    )
+    done = [c for c in cells if "error" not in c]
+    for task in dict.fromkeys(c["task"] for c in done):
+        yield from _task(task, [c for c in done if c["task"] == task])
+    yield from _strangers(done)
+    failed = sorted({(c["task"], c["scheme"], c["attack"], c["error"]) for c in cells if "error" in c})
+    if failed:
+        yield "## Cells that could not be run\n"
+        yield from _table(("task", "scheme", "attack", "why"), failed)
+
+
+def _task(task: str, cells: list[Cell]) -> Iterator[str]:
+    schemes = sorted({c["scheme"] for c in cells}, key=lambda s: (not _flag(cells, s), s))
+    yield f"## {task}\n"
+    yield "What embedding cost, in points of accuracy against an unmarked control of the same seed:\n"
+    rows = []
+    for s in schemes:
+        pairs = {c["seed"]: (c["utility_control"], c["utility_marked"]) for c in cells if c["scheme"] == s}
+        costs = [a - b for a, b in pairs.values()]
+        spread = "" if len(costs) < 2 else " [{:.2f}, {:.2f}]".format(*mean_interval(costs))
+        mean = [float(np.mean(column)) for column in zip(*pairs.values(), strict=True)]
+        rows.append((s, len(pairs), f"{mean[0]:.2f}", f"{mean[1]:.2f}", f"{np.mean(costs):.2f}{spread}"))
+    yield from _table(("scheme", "seeds", "control", "marked", "cost, mean [95 %]"), rows)
+    for access in ("white", "black"):
+        yield from _attacks(access, [c for c in cells if c["access"] == access], schemes)
+    yield from _shortfalls(cells, schemes)
+
+
+def _flag(cells: list[Cell], scheme: str) -> bool:
+    return any(c["flagship"] for c in cells if c["scheme"] == scheme)
+
+
+def _attacks(access: str, cells: list[Cell], schemes: list[str]) -> Iterator[str]:
+    shown = [s for s in schemes if any(c["scheme"] == s for c in cells)]
+    spent = {s: sorted({c["queries"] for c in cells if c["scheme"] == s}) for s in shown}
+    words = "weights at hand" if access == "white" else "through queries: " + ", ".join(
+        f"{s} {q[0]}" if len(q) == 1 else f"{s} {q[0]} to {q[-1]}" for s, q in spent.items()
+    )  # fmt: skip
+    yield f"### {task_words(access)} ({words})\n"
+    rows = []
+    for attack in dict.fromkeys(
+        c["attack"] for c in sorted(cells, key=lambda c: (c["attack"] != "none", c["attack"]))
+    ):
+        row = [attack]
+        for s in shown:
+            found = [c for c in cells if c["attack"] == attack and c["scheme"] == s]
+            row.append(_entry(found) if found else "")
+        rows.append(row)
+    yield from _table(("attack", *(f"{s}: log10 p, loss" for s in shown)), rows)
+
+
+def task_words(access: str) -> str:
+    return "White-box" if access == "white" else "Black-box"
+
+
+def _entry(cells: list[Cell]) -> str:
+    p = [c["log10_p"] for c in cells]
+    text = f"{np.median(p):.1f}" + (f" [{max(p):.1f}]" if len(p) > 1 else "")
+    loss = float(np.median([c["stealing_loss"] for c in cells]))
+    return f"**{text}**, {loss:+.1f}" if any(c["removal"] for c in cells) else f"{text}, {loss:+.1f}"
+
+
+def _shortfalls(cells: list[Cell], schemes: list[str]) -> Iterator[str]:
+    yield "### Cells that fall short\n"
+    rows = []
+    for s in schemes:
+        own = [c for c in cells if c["scheme"] == s]
+        worth = [c for c in own if c["stealing_loss"] <= WORTH]
+        short = [c for c in own if c["removal"]]
+        named = {}
+        for c in short:
+            named.setdefault((c["attack"], c["access"]), []).append(c["log10_p"])
+        text = "; ".join(
+            f"{a} ({w}) {', '.join(f'{p:.1f}' for p in ps)}" for (a, w), ps in sorted(named.items())
+        )
+        rows.append((s, len(own), len(worth), len(short), text if len(text) < 1500 else text[:1500] + " ..."))
+    yield from _table(
+        ("scheme", "cells", "with a loss of 5 or less", "short", "which, with log10 p of each seed"), rows
+    )
+
+
+def _strangers(cells: list[Cell]) -> Iterator[str]:
+    yield "## Strangers' keys on attacked networks\n"
+    yield (
+        "On every attacked network the p-values of keys that were never embedded. At most 5 % may be at or below .05 and 1 % at or below "
+        ".01, up to chance. The same few keys are read in every network, so the cells are not independent.\n"
+    )
+    rows = []
+    for task in dict.fromkeys(c["task"] for c in cells):
+        for s in sorted({c["scheme"] for c in cells if c["task"] == task}):
+            p = [
+                10**v for c in cells if c["task"] == task and c["scheme"] == s for v in c["wrong_key_log10_p"]
+            ]
+            if p:
+                a = np.array(p)
+                rows.append(
+                    (
+                        task,
+                        s,
+                        len(a),
+                        f"{(a <= 0.05).mean():.3f}",
+                        f"{(a <= 0.01).mean():.3f}",
+                        f"{np.log10(a.min()):.1f}",
+                    )
+                )
+    yield from _table(("task", "scheme", "p-values", "share <= .05", "share <= .01", "least log10 p"), rows)
+
+
+def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
+    head = list(head)
+    yield "| " + " | ".join(head) + " |"
+    yield "|" + "---|" * len(head)
+    yield from ("| " + " | ".join(str(v) for v in row) + " |" for row in rows)
+    yield ""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("out", nargs="?", type=Path, help="a benchmark's folder, to take its cells")
+    args = parser.parse_args()
+    if args.out is not None:
+        CELLS.parent.mkdir(parents=True, exist_ok=True)
+        cells = collect(args.out)
+        CELLS.write_text("[\n" + ",\n".join(json.dumps(c) for c in cells) + "\n]\n")
+    PAGE.write_text("\n".join(page(json.loads(CELLS.read_text()))))
+
+
+if __name__ == "__main__":
+    main()
