@@ -13,6 +13,8 @@ from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, BlackBox, ModelSpec, Reading
 from gradmark.scores import log_scores
 
+_HISTORY = 12  # points on the curve of p against queries
+
 
 @dataclass(frozen=True)
 class TriggerMark:
@@ -60,7 +62,9 @@ def read_triggers(mark: TriggerMark, suspect: BlackBox, access: Access, queries:
         both = scores.gather(1, mark.pairs[:asked])
         values[:asked] = both[:, 0] - both[:, 1]
     spent = 0 if access == "white" else asked
-    return Reading(values, mark.bits.double(), asked, spent, access, ((spent, values),) if spent else ())
+    stops = sorted({max(1, round(spent * t / _HISTORY)) for t in range(1, _HISTORY + 1)}) if spent else []
+    history = tuple((stop, values * (torch.arange(n) < stop)) for stop in stops)
+    return Reading(values, mark.bits.double(), asked, spent, access, history)
 
 
 def log_odds(scores: Tensor, labels: Tensor) -> Tensor:

@@ -60,6 +60,8 @@ def run_embed(job: EmbedJob, console: Console) -> Embedded:
     method = choose_method(
         scheme, scheme.mark(job.key, data.spec), model, data.to_train().batch(slice(0, 8)), job.method
     )
+    job.marker(scheme, data, method.method)  # this and the next refuse nonsense before the control is trained
+    replace(recipe, smoothing=job.smoothing)
     work = Work(job.out, identity(job, recipe, scheme, data, model))
     work.open(resume=job.resume)
     try:

@@ -246,12 +246,14 @@ class FilterGradient:
         """Pair ``p`` nudges carrier ``p mod carriers`` along a direction that changes every round."""
         k = mark.directions.n
         pairs = min(queries // 2, len(x) * k)
+        if not pairs:
+            return Reading(
+                torch.zeros(len(mark.bits), dtype=torch.float64), mark.bits.double(), 0, 0, "black"
+            )
         p = torch.arange(pairs)
         which = p % len(x)
         i = (which + p // len(x)) % k  # so k rounds take every carrier along every direction once
-        stops = sorted(
-            {min(pairs, max(k, round(pairs * t / _HISTORY))) for t in range(1, _HISTORY + 1)} - {0}
-        )
+        stops = sorted({min(pairs, max(k, round(pairs * t / _HISTORY))) for t in range(1, _HISTORY + 1)})
         asked, labels_of = [], []
         for part in p.split(2 * _CHUNK):
             j = which[part]
@@ -259,10 +261,6 @@ class FilterGradient:
             both = torch.stack([mark.spec.snap(x[j] + d), mark.spec.snap(x[j] - d)], 1)
             asked.append(suspect.query(both.flatten(0, 1)))
             labels_of.append(labels[j])
-        if not asked:
-            return Reading(
-                torch.zeros(len(mark.bits), dtype=torch.float64), mark.bits.double(), 0, 0, "black"
-            )
         # All answers are judged together: whether an API rounds must not depend on the chunk.
         scores = log_scores(torch.cat(asked), mark.spec.n_classes).unflatten(0, (-1, 2))
         contrasts = mark.contrasts[torch.cat(labels_of)].double()
