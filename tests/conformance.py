@@ -1,7 +1,7 @@
 """What the laws in ``test_conformance.py`` are tried on: domains, tiny networks, suspects, oracles.
 
-A new scheme is tried on every domain by its line in ``catalog.SCHEMES``; settings that a domain needs
-(a mono signal has fewer directions per tap) go into ``SETTINGS``.
+A new scheme is tried on every domain by its line in ``catalog.SCHEMES``, and so is the flagship, which
+joins several; settings that a domain needs (a mono signal has fewer directions per tap) go into ``SETTINGS``.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from gradmark import catalog
 from gradmark.codec import MarkFile
 from gradmark.embed import Marker
 from gradmark.keys import OwnerKey
-from gradmark.protocols import Batch, Domain, ModelSpec, Scheme
+from gradmark.protocols import Batch, Domain, ModelSpec, Reading, Scheme
+from gradmark.stats import fisher, randomised_p
 from gradmark.suspects import ModuleSuspect
 
 CLASSES = 10
@@ -32,11 +33,11 @@ SPECS = {
     "mono": ModelSpec("signal", (256,), CLASSES, -1.0, 1.0, 65536),
     "stereo": ModelSpec("signal", (2, 256), CLASSES, -1.0, 1.0, 65536),
 }
+NAMES = [*catalog.SCHEMES, catalog.FLAGSHIP]
+STEPS = {"grey": 0.2, "vector": 0.1, "mono": 0.1, "stereo": 0.1}
 SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
-    ("filter-gradient", "grey"): {"step": 0.2},
-    ("filter-gradient", "vector"): {"step": 0.1},
-    ("filter-gradient", "mono"): {"step": 0.1},
-    ("filter-gradient", "stereo"): {"step": 0.1},
+    # an ensemble's settings are its first part's
+    **{(n, d): {"step": s} for n in ("filter-gradient", "ensemble") for d, s in STEPS.items()},
     **{("gradsigns", d): {"step": 0.1, "bits": 32} for d in ("grey", "colour", "mono", "stereo")},
     ("gradsigns", "vector"): {"step": 0.3, "bits": 28, "bits_per_carrier": 28},
 }
@@ -44,6 +45,9 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
 MARKERS: dict[tuple[str, str], dict[str, Any]] = {
     **{("gradsigns", d): {"method": "exact", "carriers": 50} for d in ("grey", "colour", "mono", "stereo")},
     ("gradsigns", "vector"): {"method": "central-difference", "carriers": 50, "weight": 10.0, "margin": 1.0},
+    # Wrong classes compare by nature: uncalibrated, a mark has to outweigh that.
+    **{("class-contrast", d): {"margin": 4.0} for d in SPECS},
+    **{("ensemble", d): {"margin": 3.0} for d in SPECS},
 }
 # Settings with which a nudge is as good as a derivative, and how good that is.
 FINE: dict[str, tuple[dict[str, Any], float]] = {
@@ -234,8 +238,21 @@ def rewritten(model: nn.Sequential, seed: int) -> nn.Sequential:
 
 def reads(name: str) -> str:
     """What the scheme reads: gradients, scores or weights."""
-    kind: str = getattr(catalog.SCHEMES[name], "reads", "gradients")
+    kind: str = getattr(catalog.scheme(name), "reads", "gradients")
     return kind
+
+
+def needs(name: str) -> str:
+    """The access without which the scheme can't be read."""
+    access: str = getattr(catalog.scheme(name), "needs", "black")
+    return access
+
+
+def uniform_p(reading: Reading, generator: np.random.Generator) -> float:
+    """A p-value that is exactly uniform without the mark, also where parts are tested apart."""
+    signed = (reading.values * reading.bits).split(list(reading.parts) or [len(reading.bits)])
+    found = [randomised_p("signed-rank", part.numpy(), generator) for part in signed]
+    return found[0] if len(found) == 1 else float(10 ** fisher([float(np.log10(p)) for p in found]))
 
 
 def white(model: nn.Module, **more: Any) -> ModuleSuspect:
