@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 import json
 import re
 import shlex
@@ -17,12 +19,14 @@ import torch.nn.functional as F
 
 import gradmark as package
 from commandline import gradmark, refused
+from gradmark import catalog
 from gradmark.cli import app
+from gradmark.commands.job import SMOOTHING
 from gradmark.endpoint import serve
 from gradmark.keys import OwnerKey
 from gradmark.suspects import ModuleSuspect, load_weights
 
-COMMANDS = ("keygen", "demo", "embed", "verify", "bench", "attack")
+COMMANDS = ("keygen", "demo", "embed", "verify", "bench", "attack", "audit")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -39,6 +43,13 @@ def test_every_command_is_tested_here() -> None:
     assert tuple(sorted(c.callback.__name__ for c in app.registered_commands if c.callback)) == tuple(
         sorted(COMMANDS)
     )
+
+
+def test_the_flagship_is_the_default() -> None:
+    """The command line names it without importing the catalog."""
+    (embed,) = (c.callback for c in app.registered_commands if c.callback and c.callback.__name__ == "embed")
+    assert inspect.signature(embed).parameters["scheme"].default == catalog.FLAGSHIP
+    assert inspect.signature(embed).parameters["smoothing"].default == SMOOTHING
 
 
 def test_version() -> None:
@@ -130,9 +141,12 @@ def test_the_readmes_training_loop(root: Path, tmp_path: Path, monkeypatch: pyte
     names: dict[str, Any] = {"F": F, "model": model, "passphrase": "x"}
     names["batches"] = [(torch.rand(16, 3, 32, 32), torch.arange(16) % 10) for _ in range(3)]
     names["optimizer"] = torch.optim.SGD(model.parameters(), 0.01)
+    names["unmarked"] = copy.deepcopy(model)
+    names["x_held"], names["y_held"] = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
     (code,) = blocks(root, "python")
     exec(code, names)
     assert torch.isfinite(names["loss"])
+    assert all(part.reference for part in names["scheme"].parts)
     mark = package.MarkFile.load(tmp_path / "mark.json")
     mark.check_key(OwnerKey.load(tmp_path / "acme.key", "x"))
 

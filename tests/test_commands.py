@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +21,11 @@ import torch
 
 import tiny
 from commandline import Outcome, gradmark, refused
+from gradmark import catalog
 from gradmark.codec import MarkFile
+from gradmark.commands.job import EmbedJob, fitting
 from gradmark.endpoint import serve
+from gradmark.ensemble import Ensemble
 from gradmark.errors import OutputPathError
 from gradmark.keys import OwnerKey
 from gradmark.suspects import HttpSuspect, ModuleSuspect, load_weights
@@ -112,8 +116,15 @@ def test_embed_writes_what_the_contract_says(signed: Path) -> None:
     assert run["verdict"]["outcome"] == "owned"
     assert run["control_verdict"]["outcome"] == "no-evidence"
     assert run["preflight"]["ok"] is True
+    parts = run["scheme"]["parameters"]["parts"]
+    assert tuple(part["scheme"] for part in parts) == catalog.FLAGSHIP_PARTS
+    assert all(part["parameters"]["reference"] for part in parts[:2]), "calibrated by the control"
+    assert parts[0]["parameters"]["bits"] == 32, "options are the first part's"
+    assert (run["smoothing"], run["recipe"]["smoothing"]) == (0.1, 0.0), "the control's labels stay hard"
+    assert run["target_log10_p"] == Ensemble.target_log10_p
     mark = MarkFile.load(out / "mark.json")
     mark.check_key(OwnerKey.from_seed(5, "Acme Ltd"))
+    assert mark.scheme_parameters == run["scheme"]["parameters"]
     secret = OwnerKey.load(signed / "acme.key").to_bytes(None).decode()
     for name in ("mark.json", "run.json", "report.html"):
         assert json.loads(secret)["secret"] not in (out / name).read_text()
@@ -167,7 +178,7 @@ def test_an_innocent_and_a_strangers_key(signed: Path, tmp_path: Path) -> None:
 
 
 def test_too_few_bits_are_inconclusive(signed: Path) -> None:
-    result = ask(signed, "--model", "tiny:net", "--alpha", 1e-12, "--json")
+    result = ask(signed, "--model", "tiny:net", "--alpha", 1e-90, "--json")
     assert (result.code, result.json()["outcome"]) == (3, "inconclusive")
 
 
@@ -311,6 +322,27 @@ def test_embed_refuses_other_nonsense(signed: Path, tmp_path: Path) -> None:
         assert not out.exists()
     refused(gradmark("embed", *FAST, *key, "--out", signed / "out"), "exists already")
     refused(gradmark("embed", *FAST, *key, "--out", signed / "out", "--resume"), "finished")
+
+
+def test_a_report_repeats_what_was_asked_for(tmp_path: Path) -> None:
+    job = EmbedJob("tiny:net", "digits", OwnerKey.from_seed(5), tmp_path)
+    assert job.other_options() == []
+    asked = replace(job, target_p=1e-9, smoothing=0.0, options=(("step", 0.1),))
+    assert asked.other_options() == ["--target-p 1e-09", "--smoothing 0.0", "--set step=0.1"]
+    data, _ = fitting(asked)
+    scheme = asked.scheme_value(data.spec)
+    assert asked.marker(scheme, data, "exact").target_log10_p == pytest.approx(-9)
+    assert job.marker(scheme, data, "exact").target_log10_p == Ensemble.target_log10_p
+
+
+def test_nonsense_is_refused_before_anything_is_trained(
+    signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradmark.commands.embed.train", None)
+    for more, words in ((("--budget", 0), "strength"), (("--smoothing", 1), "smoothing")):
+        out = tmp_path / "out"
+        refused(gradmark("embed", *FAST, "--key", signed / "acme.key", "--out", out, *more), words)
+        assert not out.exists()
 
 
 def test_embed_leaves_nothing_when_the_disk_is_full(

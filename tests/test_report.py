@@ -324,7 +324,7 @@ def test_plots_leave_global_settings_alone() -> None:
 INFO: dict[str, Any] = {
     "owner": HOSTILE, "scheme": "filter-gradient", "parameters": {"bits": 64}, "epochs": 3, "seed": 5,
     "accuracy": {"marked": (0.971, 0.96, 0.98), "control": (0.974, 0.963, 0.982)},
-    "seconds": 75.0, "budget": 0.5, "target_log10_p": -6.0,
+    "seconds": 75.0, "budget": 0.5, "target_log10_p": -6.0, "options": ["--target-p 1e-06"],
 }  # fmt: skip
 
 
@@ -336,7 +336,22 @@ def test_embed_report() -> None:
     assert (
         report.answer.startswith("Yes:") and "0.3 points lower" in report.answer and "within" in report.answer
     )
-    assert "97.1%" in page.text and "96.3% to 98.2%" in page.text and "--target-p 1e-6" in page.text
+    assert "97.1%" in page.text and "96.3% to 98.2%" in page.text and "--target-p 1e-06" in page.text
+
+
+def test_embed_report_of_several_schemes() -> None:
+    """Each part's parameters under its name; sealed numbers are long and tell a reader nothing."""
+    pytest.importorskip("matplotlib")
+    parts = [
+        {"scheme": "filter-gradient", "parameters": {"bits": 64, "reference": "c2VhbGVk" * 30}},
+        {"scheme": "class-contrast", "parameters": {"bits": 128, "reference": ""}},
+    ]
+    info = INFO | {"scheme": "ensemble", "parameters": {"parts": parts}}
+    page = Page(render_html(embed_report(info, replace(verdict(), reading=None), [], [])))
+    assert re.search(r"Parameter bits, filter-gradient\s*64\b", page.text)
+    assert re.search(r"Parameter bits, class-contrast\s*128\b", page.text)
+    assert "sealed, 240 characters" in page.text and "c2VhbGVk" not in page.text
+    assert "--scheme ensemble" in page.text
 
 
 @pytest.mark.parametrize(
