@@ -52,8 +52,8 @@ class Ensemble:
 
     name: ClassVar[str] = "ensemble"
     reads: ClassVar[str] = "gradients"
-    margin: ClassVar[float] = 2.0
-    """In units of the parts' own margins: what outlives an attack is bought with distance beforehand."""
+    margin: ClassVar[float] = 1.0
+    """In units of the parts' own margins."""
     target_log10_p: ClassVar[float] = -100.0
     """Beyond any reach: a bit's push ends where its own margin is met, not where p is small enough."""
 

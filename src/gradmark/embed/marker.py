@@ -44,10 +44,11 @@ class MarkStatus:
 class Marker:
     """Carries the mark into a model while somebody else's loop trains it.
 
-    The user states a ``target_log10_p`` (by default the scheme's) and an accuracy ``budget`` in points.
-    The budget sets the greatest ratio of the penalty's gradient norm to the task's; the weight follows both norms. When
-    the evidence on the training batches passes the target the push relaxes, and returns when
-    it fades. ``strength`` sets the ratio by hand, ``weight`` fixes the penalty's factor outright.
+    The user states a ``target_log10_p`` (by default the scheme's) and an accuracy ``budget`` in
+    points. The budget sets the greatest ratio of the penalty's gradient norm to the task's; the
+    weight follows both norms. When the evidence on the training batches passes the target the push
+    relaxes, and returns when it fades. ``strength`` sets the ratio by hand, ``weight`` fixes the
+    penalty's factor outright.
 
     ``carriers`` inputs of each batch carry the penalty, on every ``every``-th step. ``margin`` is
     the mean reading, in logits and less what is natural, at which a bit counts as placed (by default
