@@ -159,14 +159,15 @@ def run_tests(name: TestName, values: ArrayLike, parts: tuple[int, ...] = ()) ->
     """The test of each part of values (n,) by itself, combined; ``parts``: their sizes, none for one part.
 
     Without the mark the parts' signs are independent coins, so their p-values are independent and
-    Fisher's product of them is exact up to their discreteness, which only makes it larger.
+    Fisher's product of them is exact up to their discreteness, which only makes it larger. A part with
+    ties alone says nothing and is left out; that it does has nothing to do with the bits.
     """
     if len(parts) < 2:
         return run_test(name, values)
     array = np.asarray(values, dtype=np.float64)
     results = [run_test(name, part) for part in np.split(array, np.cumsum(parts)[:-1])]
     return TestResult(
-        fisher([r.log10_p for r in results]),
+        fisher([r.log10_p for r in results if r.n]),
         sum(r.statistic for r in results),
         sum(r.n for r in results),
         sum(r.n_match for r in results),
@@ -177,8 +178,8 @@ def run_tests(name: TestName, values: ArrayLike, parts: tuple[int, ...] = ()) ->
 def least_log10_p(values: ArrayLike, parts: tuple[int, ...] = ()) -> float:
     """log10 of p if all non-zero values (n,) matched their bits; ``parts`` as in :func:`run_tests`."""
     pieces = np.split(np.asarray(values), np.cumsum(parts)[:-1]) if len(parts) > 1 else [np.asarray(values)]
-    best = [-int(np.count_nonzero(piece)) * math.log10(2) for piece in pieces]
-    return fisher(best) if len(best) > 1 else best[0]
+    best = [-int(n) * math.log10(2) for piece in pieces if (n := np.count_nonzero(piece))]
+    return fisher(best)
 
 
 def fisher(log10_ps: list[float]) -> float:
@@ -186,6 +187,8 @@ def fisher(log10_ps: list[float]) -> float:
 
     The probability is e^-s times the sum of s^i / i! over i < k.
     """
+    if len(log10_ps) == 1:
+        return log10_ps[0]
     s = -math.log(10) * sum(log10_ps)
     if s <= 0:
         return 0.0

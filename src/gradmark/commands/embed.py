@@ -31,6 +31,9 @@ from gradmark.stats import wilson_interval
 from gradmark.suspects import ModuleSuspect, save_weights
 from gradmark.verify import verify
 
+AIM = -15.0
+"""log10 p that an embedding is measured against where the user states none."""
+
 
 @dataclass(frozen=True)
 class Embedded:
@@ -103,7 +106,7 @@ def _embed(
         "cost_points": round(points, 4),
         "budget": job.budget,
         "within_budget": points <= job.budget,
-        "target_log10_p": marker.target_log10_p,
+        "target_log10_p": AIM if job.target_p is None else marker.target_log10_p,
         "verdict": verdict.to_json(),
         "control_verdict": control["verdict"],
         "seed": job.seed,
