@@ -291,6 +291,6 @@ def test_a_scheme_states_its_own_aim_and_margin() -> None:
 def test_one_line_marks_an_ensemble() -> None:
     scheme, model = Ensemble((calibrated(), calibrated(ClassContrast(bits=40)))), network("vector")
     marker = Marker(scheme, KEY, SPECS["vector"], weight=5.0, every=1)
-    loop(model, marker, 200)
+    loop(model, marker, 400)
     status = marker.status()
     assert (status.n_bits, status.match > 0.9, status.log10_p < -15) == (104, True, True)
