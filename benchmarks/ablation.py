@@ -24,8 +24,8 @@ from torch import nn
 
 from cifar import load_cifar, resnet20, shifted
 from gradmark import FilterGradient, Marker, MarkFile, ModelSpec, OwnerKey, __version__, verify
+from gradmark.bench.networks import DigitsNet
 from gradmark.data import Split, load_data
-from gradmark.demo.run import DigitsNet
 from gradmark.embed import Recipe, accuracy_of, marker, train
 from gradmark.errors import ModelError
 from gradmark.stats import mean_interval

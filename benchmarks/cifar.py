@@ -18,51 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradmark.bench.networks import ResNet
+
 SHARED = Path(os.environ.get("GRADMARK_SHARED", Path(__file__).resolve().parents[2] / "shared"))
-
-
-class Block(nn.Module):
-    """Two 3x3 convolutions and a parameter-free shortcut (He et al. 2016, option A)."""
-
-    def __init__(self, inner: int, outer: int, stride: int) -> None:
-        super().__init__()
-        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outer)
-        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outer)
-        self.stride, self.extra = stride, outer - inner
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        if self.extra or self.stride > 1:
-            x = F.pad(
-                x[:, :, :: self.stride, :: self.stride],
-                (0, 0, 0, 0, self.extra // 2, self.extra - self.extra // 2),
-            )
-        return F.relu(x + y)
-
-
-class ResNet20(nn.Module):
-    """Inputs (b, 3, h, w) in [0, 1], logits (b, 10). Normalisation is inside."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.conv, self.bn = nn.Conv2d(3, 16, 3, 1, 1, bias=False), nn.BatchNorm2d(16)
-        widths = [(16, 16, 1)] * 3 + [(16, 32, 2)] + [(32, 32, 1)] * 2 + [(32, 64, 2)] + [(64, 64, 1)] * 2
-        self.blocks = nn.Sequential(*[Block(*w) for w in widths])
-        self.head = nn.Linear(64, 10)
-        for m in self.modules():
-            if isinstance(m, nn.Conv2d):
-                nn.init.kaiming_normal_(m.weight)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn(self.conv((x - 0.473) / 0.25)))
-        return self.head(self.blocks(x).mean((2, 3)))
 
 
 def resnet20() -> nn.Module:
     """Factory for ``gradmark verify --model benchmarks.cifar:resnet20``."""
-    return ResNet20()
+    return ResNet()
 
 
 def load_cifar(cache: Path) -> tuple[Tensor, Tensor, Tensor, Tensor]:

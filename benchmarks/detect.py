@@ -26,9 +26,10 @@ from gradmark import Marker, OwnerKey, __version__, catalog
 from gradmark.audit.effects import side_effects
 from gradmark.audit.population import features, judge_population
 from gradmark.audit.queries import compare_queries
+from gradmark.bench.networks import DigitsNet
 from gradmark.codec import atomic_write
 from gradmark.data import Data, load_data
-from gradmark.demo.run import MARKER, RECIPE, SCHEME, SMOOTHING, DigitsNet
+from gradmark.demo.run import MARKER, RECIPE, SCHEME, SMOOTHING
 from gradmark.embed import train
 from gradmark.stats import mean_interval
 from gradmark.suspects import ModuleSuspect

@@ -1,4 +1,4 @@
-"""The demo's claims with intervals: digits, 5 seeds, marked against control on the same schedule.
+"""The filter mark alone, with intervals: digits, 5 seeds, marked against control on the same schedule.
 
     python benchmarks/digits.py [--seeds 0 1 2 3 4]
 
@@ -17,15 +17,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from gradmark import Marker, MarkFile, OwnerKey, __version__, verify
+from gradmark import FilterGradient, Marker, MarkFile, OwnerKey, __version__, verify
+from gradmark.bench.networks import DigitsNet
 from gradmark.data import Split, load_data
-from gradmark.demo.run import MARKER, RECIPE, SCHEME, DigitsNet
+from gradmark.demo.run import RECIPE
 from gradmark.embed import accuracy_of, train
 from gradmark.protocols import ModelSpec
 from gradmark.stats import mean_interval
 from gradmark.suspects import ModuleSuspect
 
 RESULTS = Path(__file__).parent / "results" / "digits"
+SCHEME = FilterGradient(bits=128, kernel_size=5, step=0.1)
+MARKER: dict[str, Any] = {"target_log10_p": -18.0, "budget": 0.5, "carriers": 64, "every": 1}
 
 
 def mlp() -> nn.Module:

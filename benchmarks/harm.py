@@ -17,8 +17,9 @@ from torch import nn
 
 from gradmark import Ensemble, FilterGradient, Marker, MarkFile, ModuleSuspect, OwnerKey, catalog, verify
 from gradmark.audit.effects import side_effects
+from gradmark.bench.networks import DigitsNet
 from gradmark.data import load_data
-from gradmark.demo.run import RECIPE, DigitsNet
+from gradmark.demo.run import RECIPE
 from gradmark.embed import train
 from gradmark.protocols import Thief
 from gradmark.schemes.class_contrast import ClassContrast

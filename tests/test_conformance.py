@@ -364,7 +364,8 @@ def test_both_methods_estimate_the_readings(name: str, domain: str, method: str)
     assert index.min() >= 0
     assert index.max() < len(mark.bits)
     seen, place = torch.unique(index, return_inverse=True)
-    sums = torch.zeros(len(seen), dtype=signed.dtype).index_add_(
-        0, place.flatten(), signed.detach().flatten()
-    )
+    single = signed.detach().flatten()
+    sums = torch.zeros(len(seen), dtype=single.dtype).index_add_(0, place.flatten(), single)
     assert float((sums > 0).double().mean()) > 0.6
+    if name != "ensemble":  # there noisy parts weigh as much as the others: .595 of its single readings agree
+        assert float((single > 0).double().mean()) > 0.6

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from gradmark.errors import MismatchError
+from gradmark.protocols import Batch, ModelSpec
 
 _DECIMALS = range(1, 7)
 _FLOAT32 = 2e-7  # relative: more than float32 rounds off, so that tiny logits are no rounded zeros
@@ -39,6 +40,27 @@ def probabilities(scores: Tensor) -> Tensor | None:
 def wide(scores: Tensor) -> Tensor:
     """Half precision as float32; what is wider stays, since the preflight counts on float64."""
     return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores
+
+
+def check_shape(spec: ModelSpec, x: Tensor) -> None:
+    """Raises MismatchError unless the inputs (b, *shape) are of the mark's shape."""
+    if x.shape[1:] != spec.input_shape:
+        raise MismatchError(
+            "The data doesn't fit the mark",
+            expected=f"inputs of shape {spec.input_shape}",
+            found=str(tuple(x.shape[1:])),
+        )
+
+
+def check_pool(spec: ModelSpec, pool: Batch) -> None:
+    """Raises MismatchError unless inputs and labels are such as the mark was made for."""
+    check_shape(spec, pool[0])
+    if int(pool[1].max()) >= spec.n_classes or int(pool[1].min()) < 0:
+        raise MismatchError(
+            "The labels don't fit the mark",
+            expected=f"classes 0 to {spec.n_classes - 1}",
+            found=f"{int(pool[1].min())} to {int(pool[1].max())}",
+        )
 
 
 def check_classes(scores: Tensor, n_classes: int) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from conformance import KEY, SPECS, inputs, network, pool, same_world, scheme_for, white, world
 from gradmark import catalog
-from gradmark.demo.run import DigitsNet
+from gradmark.bench.networks import DigitsNet
 from gradmark.errors import AttackError
 from gradmark.protocols import Access, Thief
 from gradmark.rewiring import Passage, pairs, passages

@@ -1,5 +1,6 @@
 """``gradmark demo``, and the small network and settings that it uses."""
 
-from gradmark.demo.run import DemoResult, DigitsNet, run_demo
+from gradmark.bench.networks import DigitsNet
+from gradmark.demo.run import DemoResult, run_demo
 
 __all__ = ["DemoResult", "DigitsNet", "run_demo"]

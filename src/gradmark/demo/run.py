@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import nn
 
 from gradmark import catalog
+from gradmark.bench.networks import DigitsNet
 from gradmark.codec import MarkFile, atomic_write
 from gradmark.commands.progress import Bar
 from gradmark.commands.summary import WORDS
@@ -52,16 +53,6 @@ ATTACKS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("weights in 8 bits", "quantize", {"bits": 8}),
     ("weights in 4 bits", "quantize", {"bits": 4}),
 )
-
-
-class DigitsNet(nn.Sequential):
-    """Three convolutions with batch norm and a linear layer, for 8x8 images in grey."""
-
-    def __init__(self) -> None:
-        layers: list[nn.Module] = []
-        for before, after, stride in ((1, 32, 1), (32, 64, 2), (64, 64, 1)):
-            layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
-        super().__init__(*layers, nn.Flatten(), nn.Linear(64 * 16, 10))
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
+from gradmark.scores import wide
 from gradmark.suspects.checks import unwrap
 
 
@@ -69,8 +70,3 @@ def scores_beside(model: nn.Module, natural: Tensor, x: Tensor) -> Tensor:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def wide(scores: Tensor) -> Tensor:
-    """Half precision as float32; what is wider stays, since the preflight counts on float64."""
-    return scores.float() if scores.dtype in (torch.float16, torch.bfloat16) else scores

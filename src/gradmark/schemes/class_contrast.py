@@ -23,11 +23,11 @@ from torch import Tensor, nn
 
 from gradmark.codec import canonical_json
 from gradmark.contrasts import wrong_class_contrasts
-from gradmark.errors import MismatchError, UsageError
+from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading
 from gradmark.reference import seal, unseal, without
-from gradmark.scores import log_scores, wide
+from gradmark.scores import check_pool, log_scores, wide
 from gradmark.suspects.checks import unwrap
 
 _HISTORY = 12  # points on the curve of p against queries
@@ -155,7 +155,7 @@ class ClassContrast:
         queries: int = 0,
     ) -> Reading:
         """Read the bits with the first inputs of ``pool`` in the key's order, each asked once."""
-        _check(mark.spec, pool)
+        check_pool(mark.spec, pool)
         most = queries if access == "black" else carriers * self.per_carrier
         chosen = mark.order(len(pool[0]))[:most]
         if not len(chosen):
@@ -175,18 +175,3 @@ class ClassContrast:
         total = torch.zeros(mark.groups, count, dtype=torch.float64).index_add_(0, group, values)
         seen = torch.bincount(group, minlength=mark.groups).clamp_min(1)[:, None]
         return without((total / seen).flatten()[: len(mark.bits)], mark.reference)
-
-
-def _check(spec: ModelSpec, pool: Batch) -> None:
-    if pool[0].shape[1:] != spec.input_shape:
-        raise MismatchError(
-            "The data doesn't fit the mark",
-            expected=f"inputs of shape {spec.input_shape}",
-            found=str(tuple(pool[0].shape[1:])),
-        )
-    if int(pool[1].max()) >= spec.n_classes or int(pool[1].min()) < 0:
-        raise MismatchError(
-            "The labels don't fit the mark",
-            expected=f"classes 0 to {spec.n_classes - 1}",
-            found=f"{int(pool[1].min())} to {int(pool[1].max())}",
-        )

@@ -30,7 +30,7 @@ from gradmark.errors import MismatchError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WhiteBox
 from gradmark.reference import seal, unseal, without
-from gradmark.scores import check_classes, log_scores, probabilities, wide
+from gradmark.scores import check_classes, check_pool, log_scores, probabilities, wide
 from gradmark.suspects.checks import unwrap
 
 Method = Literal["exact", "central-difference"]
@@ -197,18 +197,7 @@ class FilterGradient:
         queries: int = 0,
     ) -> Reading:
         """Read the bits with the first ``carriers`` inputs of ``pool`` in the key's order."""
-        if pool[0].shape[1:] != mark.spec.input_shape:
-            raise MismatchError(
-                "The data doesn't fit the mark",
-                expected=f"inputs of shape {mark.spec.input_shape}",
-                found=str(tuple(pool[0].shape[1:])),
-            )
-        if int(pool[1].max()) >= mark.spec.n_classes or int(pool[1].min()) < 0:
-            raise MismatchError(
-                "The labels don't fit the mark",
-                expected=f"classes 0 to {mark.spec.n_classes - 1}",
-                found=f"{int(pool[1].min())} to {int(pool[1].max())}",
-            )
+        check_pool(mark.spec, pool)
         chosen = mark.order(len(pool[0]))[:carriers]
         x, labels = pool[0][chosen], pool[1][chosen]
         if access == "white":

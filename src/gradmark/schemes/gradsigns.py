@@ -23,7 +23,7 @@ from gradmark.embed.modes import scores_beside
 from gradmark.errors import MismatchError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WhiteBox
-from gradmark.scores import check_classes, log_scores, probabilities
+from gradmark.scores import check_classes, check_shape, log_scores, probabilities
 
 Method = Literal["exact", "central-difference"]
 _CHUNK = 1024  # queries put together before they are sent
@@ -149,12 +149,7 @@ class GradSigns:
 
         Raises MismatchError where the data or the suspect don't fit, or no input is of that class.
         """
-        if pool[0].shape[1:] != mark.spec.input_shape:
-            raise MismatchError(
-                "The data doesn't fit the mark",
-                expected=f"inputs of shape {mark.spec.input_shape}",
-                found=str(tuple(pool[0].shape[1:])),
-            )
+        check_shape(mark.spec, pool[0])
         order = mark.order(len(pool[0]))
         x = pool[0][order[pool[1][order] == mark.target][:carriers]]
         if not len(x):
