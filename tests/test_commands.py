@@ -104,6 +104,19 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(HttpSuspect.__init__.__kwdefaults__, "sleep", lambda _: None)
 
 
+def test_calibrated_the_model_is_as_confident_as_its_control(signed: Path) -> None:
+    """A short fine-tune suffices to see it; accuracy and verdict don't hang on a temperature."""
+    out = signed / "calibrated"
+    result = gradmark(
+        "embed", "--model", "tiny:net", "--weights", signed / "out" / "model.safetensors", "--data", "digits",
+        "--key", signed / "acme.key", "--out", out, "--epochs", 1, "--calibrate", "--json",
+    )  # fmt: skip
+    assert result.code in (0, 1), result.err
+    run = json.loads(result.out)
+    assert run["temperature"] < 1, "smoothed labels had left it too modest"
+    assert run["confidence"]["marked"] == pytest.approx(run["confidence"]["control"], abs=1e-3)
+
+
 def test_embed_writes_what_the_contract_says(signed: Path) -> None:
     out = signed / "out"
     assert {p.name for p in out.iterdir()} == {"model.safetensors", "mark.json", "run.json", "report.html"}
@@ -122,6 +135,8 @@ def test_embed_writes_what_the_contract_says(signed: Path) -> None:
     assert parts[0]["parameters"]["bits"] == 32, "options are the first part's"
     assert (run["smoothing"], run["recipe"]["smoothing"]) == (0.1, 0.0), "the control's labels stay hard"
     assert run["target_log10_p"] == -15.0
+    assert run["temperature"] == 1.0
+    assert run["confidence"]["marked"] < run["confidence"]["control"], "smoothing costs confidence"
     mark = MarkFile.load(out / "mark.json")
     mark.check_key(OwnerKey.from_seed(5, "Acme Ltd"))
     assert mark.scheme_parameters == run["scheme"]["parameters"]
@@ -327,8 +342,8 @@ def test_embed_refuses_other_nonsense(signed: Path, tmp_path: Path) -> None:
 def test_a_report_repeats_what_was_asked_for(tmp_path: Path) -> None:
     job = EmbedJob("tiny:net", "digits", OwnerKey.from_seed(5), tmp_path)
     assert job.other_options() == []
-    asked = replace(job, target_p=1e-9, smoothing=0.0, options=(("step", 0.1),))
-    assert asked.other_options() == ["--target-p 1e-09", "--smoothing 0.0", "--set step=0.1"]
+    asked = replace(job, target_p=1e-9, smoothing=0.0, calibrate=True, options=(("step", 0.1),))
+    assert asked.other_options() == ["--target-p 1e-09", "--smoothing 0.0", "--calibrate", "--set step=0.1"]
     data, _ = fitting(asked)
     scheme = asked.scheme_value(data.spec)
     assert asked.marker(scheme, data, "exact").target_log10_p == pytest.approx(-9)

@@ -145,16 +145,17 @@ def test_an_ensemble_without_any_room_is_refused() -> None:
 
 @pytest.mark.parametrize("budget", [7, 100, 301, 10**6])
 def test_queries_are_shared_and_counted(budget: int) -> None:
-    """Each part reads as it would alone with its share, and no question is counted twice or not at all."""
+    """Each part reads as it would alone with its share; the last asks first and leaves what it can't use."""
     suspect, mark = Counting(network("grey")), BOTH.mark(KEY, SPEC)
     whole = BOTH.read(mark, suspect, POOL, access="black", carriers=40, queries=budget)
     assert whole.queries == suspect.count <= budget
     assert whole.parts == (13, 21)
-    alone = [
-        scheme.read(part, suspect, POOL, access="black", carriers=40, queries=budget // 2)
-        for scheme, part in zip(BOTH.parts, mark.parts, strict=True)
-    ]
-    assert whole.queries == sum(r.queries for r in alone)
+    last = BOTH.parts[1].read(mark.parts[1], suspect, POOL, access="black", carriers=40, queries=budget // 2)
+    first = BOTH.parts[0].read(
+        mark.parts[0], suspect, POOL, access="black", carriers=40, queries=budget - last.queries
+    )
+    alone = [first, last]
+    assert whole.queries == first.queries + last.queries
     assert torch.equal(whole.values, torch.cat([r.values for r in alone]))
     assert torch.equal(whole.bits, mark.bits.double())
 
@@ -204,7 +205,7 @@ def test_what_needs_weights_is_silent_at_an_api() -> None:
 def test_no_query_at_all_is_no_evidence() -> None:
     three = Ensemble((FILTER, CLASS, ProbeGradient()))
     reading = three.read(
-        three.mark(KEY, SPEC), Counting(network("grey")), POOL, access="black", carriers=40, queries=2
+        three.mark(KEY, SPEC), Counting(network("grey")), POOL, access="black", carriers=40, queries=1
     )
     assert (reading.queries, reading.carriers, reading.history) == (0, 0, ())
     assert bool((reading.values == 0).all())
@@ -226,8 +227,8 @@ def test_the_verdict_is_fishers_of_the_parts() -> None:
 @pytest.mark.parametrize("method", ["exact", "central-difference"])
 @pytest.mark.parametrize("parts", [(FILTER, CLASS), (CLASS, FILTER)])
 def test_probes_are_numbered_through(method: str, parts: tuple[Any, ...]) -> None:
-    """In units of each part's margin; what carries no bit is zero and has the number after the last one.
-    A part with fewer readings is repeated, so that its share of the penalty's mean is no smaller."""
+    """In units of each part's share of its margin; what carries no bit is zero and has the number after
+    the last one. A part with fewer readings is repeated: its share of the penalty's mean is no smaller."""
     scheme = Ensemble(parts)
     mark, model, batch = scheme.mark(KEY, SPEC), network("grey"), inputs("grey", 200, seed=2)
     signed, index = scheme.probe(mark, model, batch, torch.Generator().manual_seed(1), method)
@@ -240,7 +241,9 @@ def test_probes_are_numbered_through(method: str, parts: tuple[Any, ...]) -> Non
         keep = i < len(own.bits)
         mine = (index >= first) & (index < first + len(own.bits))
         times = int(mine.sum()) // int(keep.sum())
-        assert torch.equal(signed[mine], (values[keep] / part.margin).repeat(times))
+        assert torch.equal(
+            signed[mine], (values[keep] / (part.margin * scheme.shares[part.name])).repeat(times)
+        )
         assert torch.equal(index[mine], (i[keep] + first).repeat(times))
         counts.append(values.numel() * times)
         first += len(own.bits)

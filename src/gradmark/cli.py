@@ -90,6 +90,9 @@ def embed(
     ] = None,
     target_p: Annotated[float | None, typer.Option(help="The p-value to aim at; else the scheme's.")] = None,
     smoothing: Annotated[float, typer.Option(help="Label smoothing of the marked model.")] = 0.1,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Fold a temperature in: as confident as the control.")
+    ] = False,
     budget: Annotated[float, typer.Option(help="Points of accuracy that the mark may cost.")] = 0.5,
     epochs: Annotated[int | None, typer.Option(help="Default 30, or 5 with --weights.", min=1)] = None,
     lr: Annotated[
@@ -116,7 +119,8 @@ def embed(
 
     job = EmbedJob(
         model, data, key_of(key, passphrase_file), out, weights, scheme, bits, settings(set_ or []), target_p,
-        budget, epochs, lr, batch_size, optimizer, augment, strength, margin, smoothing, method, seed, resume,
+        budget, epochs, lr, batch_size, optimizer, augment, strength, margin, smoothing, calibrate, method,
+        seed, resume,
     )  # fmt: skip
     done = run_embed(job, err())
     return show(CODES[done.verdict.outcome], as_json, done.to_json(), *embedded(done))

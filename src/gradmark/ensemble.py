@@ -46,14 +46,17 @@ class EnsembleMark:
 
 @dataclass(frozen=True)
 class Ensemble:
-    """``parts``: schemes of different names. Each reads on its own; an API's query budget is shared out."""
+    """``parts``: schemes of different names. Each reads on its own; an API's query budget is shared
+    out equally, and what a part leaves goes to those before it."""
 
     parts: tuple[Scheme, ...]
 
     name: ClassVar[str] = "ensemble"
     reads: ClassVar[str] = "gradients"
     margin: ClassVar[float] = 1.0
-    """In units of the parts' own margins."""
+    """In units of the parts' own margins, times these:"""
+    shares: ClassVar[dict[str, float]] = {"filter-gradient": 0.5, "class-contrast": 2.0, "trigger": 0.5}
+    """Half for what makes blur and weak contrast harder to bear, twice for what harms nothing."""
     target_log10_p: ClassVar[float] = -100.0
     """Beyond any reach: a bit's push ends where its own margin is met, not where p is small enough."""
 
@@ -94,7 +97,8 @@ class Ensemble:
             signed, index = scheme.probe(part, model, batch, generator, method)
             real = index < len(part.bits)
             numbers.append(torch.where(real, index + first, total).reshape(-1, 1))
-            values.append(signed.reshape(-1, 1) / getattr(scheme, "margin", 1.0))
+            own = getattr(scheme, "margin", 1.0) * self.shares.get(scheme.name, 1.0)
+            values.append(signed.reshape(-1, 1) / own)
             first += len(part.bits)
         # Parts weigh the same in the penalty's mean, however many numbers each of them reads.
         most = max(len(v) for v in values)
@@ -114,18 +118,24 @@ class Ensemble:
         carriers: int,
         queries: int = 0,
     ) -> Reading:
-        """The parts' readings in a row. A part that can't be read this way reads zeros: no evidence."""
+        """The parts' readings in a row. A part that can't be read this way reads zeros: no evidence.
+
+        The last part asks first: what it has no use for, a few triggers say, is left to those before it.
+        """
         able = self._readable(access)
-        found = []
-        for scheme, part in zip(self.parts, mark.parts, strict=True):
+        found: list[Reading] = []
+        left, waiting = queries, len(able)
+        for scheme, part in reversed(list(zip(self.parts, mark.parts, strict=True))):
             if scheme in able:
-                share = queries // len(able)
+                share = left // waiting
                 found.append(
                     scheme.read(part, suspect, pool, access=access, carriers=carriers, queries=share)
                 )
+                left, waiting = left - found[-1].queries, waiting - 1
             else:
                 none = torch.zeros(len(part.bits), dtype=torch.float64)
                 found.append(Reading(none, part.bits.double(), 0, 0, access))
+        found.reverse()
         return Reading(
             torch.cat([r.values for r in found]),
             torch.cat([r.bits for r in found]),

@@ -24,6 +24,7 @@ from gradmark.commands.verify import need_for_reports
 from gradmark.commands.work import Work
 from gradmark.data import Data
 from gradmark.embed import Check, Marker, Recipe, accuracy_of, choose_method, train
+from gradmark.embed.temper import confidence_of, temper
 from gradmark.errors import OutputPathError
 from gradmark.protocols import Scheme, Verdict
 from gradmark.report import embed_report, write_report
@@ -98,6 +99,7 @@ def _embed(
         start = time.perf_counter()
         soft = replace(recipe, smoothing=job.smoothing)
         history = _train(model, data, soft, marker, "marked", work, bar)
+        factor = temper(model, data.to_train(), control["confidence"]) if job.calibrate else 1.0
         marked, verdict = _measured(model, "marked", data, mark, job, history, start)
     points = 100 * (control["accuracy"][0] - marked["accuracy"][0])
     run = {
@@ -112,6 +114,8 @@ def _embed(
         "seed": job.seed,
         "recipe": asdict(recipe),
         "smoothing": job.smoothing,
+        "temperature": 1 / factor,
+        "confidence": {"marked": confidence_of(model, data.to_train()), "control": control["confidence"]},
         "scheme": {"name": scheme.name, "parameters": scheme.parameters()},
         "strength": marker.strength,
         "margin": marker.margin,
@@ -141,7 +145,8 @@ def _control(
     if hasattr(scheme, "calibrated"):
         scheme = scheme.calibrated(job.key, data.spec, ModuleSuspect(model), data.test.all())
     mark = work.mark(lambda: _mark(job, scheme, data))
-    return _measured(model, "control", data, mark, job, history, start)[0]
+    measured = _measured(model, "control", data, mark, job, history, start)[0]
+    return {**measured, "confidence": confidence_of(model, data.to_train())}
 
 
 def _train(

@@ -55,6 +55,7 @@ class EmbedJob:
     strength: float | None = None
     margin: float | None = None
     smoothing: float = SMOOTHING
+    calibrate: bool = False
     method: str = "auto"
     seed: int = 0
     resume: bool = False
@@ -109,6 +110,8 @@ class EmbedJob:
         found = [f"--{n.replace('_', '-')} {value}" for n, value in given.items() if value is not None]
         if self.smoothing != SMOOTHING:
             found.append(f"--smoothing {self.smoothing}")
+        if self.calibrate:
+            found.append("--calibrate")
         return [*found, *(shlex.join(("--set", f"{n}={json.dumps(v)}")) for n, v in self.options)]
 
 
@@ -155,6 +158,7 @@ def identity(job: EmbedJob, recipe: Recipe, scheme: Scheme, data: Data, model: n
         "owner": job.key.owner,
         "target p": job.target_p,
         "smoothing": job.smoothing,
+        "calibrate": job.calibrate,
         "budget": job.budget,
         "strength": job.strength,
         "margin": job.margin,
