@@ -1,7 +1,9 @@
 """Can a mark be told without its key? A population of digits networks, marked and not, and the AUCs.
 
-    python benchmarks/detect.py [--pairs 40] [--out FILE]
+    python benchmarks/detect.py [--pairs 40] [--variant default|hidden] [--out FILE]
 
+``hidden`` embeds class contrasts alone, the part that changes no response to unusual inputs: what it costs
+to be found less. Marked and unmarked networks are trained on labels smoothed alike, which tells nothing of a mark.
 Every network has a seed, and every marked one a key, that no other has. The attacker knows the data, the
 recipe and the scheme with its parameters, has an unmarked network of their own, and has trained such a
 population; they look at weights and at input gradients along throwaway keys' directions. One row per
@@ -22,7 +24,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gradmark import Marker, OwnerKey, __version__, catalog
+from gradmark import ClassContrast, Ensemble, Marker, OwnerKey, __version__, catalog
 from gradmark.audit.effects import side_effects
 from gradmark.audit.population import features, judge_population
 from gradmark.audit.queries import compare_queries
@@ -34,43 +36,44 @@ from gradmark.embed import train
 from gradmark.stats import mean_interval
 from gradmark.suspects import ModuleSuspect
 
-RESULTS = Path(__file__).parent / "results" / "detect.json"
+RESULTS = Path(__file__).parent / "results"
+VARIANTS = {"default": SCHEME, "hidden": Ensemble((ClassContrast(),))}
 FIRST_SEED = 50_000  # of seeds and keys that nothing else uses
 INPUTS, QUERIES = 300, 2000
 
 
-def settings() -> dict[str, Any]:
+def settings(scheme: Ensemble) -> dict[str, Any]:
     """All that a row depends on."""
-    made = {"scheme": SCHEME.name, "parameters": SCHEME.parameters(), "marker": MARKER, "recipe": asdict(RECIPE), "smoothing": SMOOTHING,
+    made = {"scheme": scheme.name, "parameters": scheme.parameters(), "shares": scheme.shares, "marker": MARKER, "recipe": asdict(RECIPE), "smoothing": SMOOTHING,
             "inputs": INPUTS, "queries": QUERIES, "torch": torch.__version__}  # fmt: skip
     return json.loads(json.dumps(made))
 
 
-def network(data: Data, seed: int, marked: bool) -> nn.Module:
+def network(data: Data, seed: int, mark: Ensemble | None, smoothing: float = SMOOTHING) -> nn.Module:
     """Trained as the demo trains its own."""
     torch.manual_seed(seed)
     net = DigitsNet()
-    if not marked:
-        train(net, data.to_train(), replace(RECIPE, seed=seed))
+    if mark is None:
+        train(net, data.to_train(), replace(RECIPE, seed=seed, smoothing=smoothing))
         return net.eval()
     key = OwnerKey.from_seed(seed)
-    control = ModuleSuspect(network(data, seed, False))
-    scheme = SCHEME.calibrated(key, data.spec, control, data.test.all())
+    control = ModuleSuspect(network(data, seed, None, 0.0))
+    scheme = mark.calibrated(key, data.spec, control, data.test.all())
     marker = Marker(scheme, key, data.spec, seed=seed, **MARKER)
     train(net, data.to_train(), replace(RECIPE, seed=seed, smoothing=SMOOTHING), marker=marker)
     return net.eval()
 
 
-def pair(data: Data, i: int, own: nn.Module) -> list[dict[str, Any]]:
+def pair(data: Data, i: int, own: nn.Module, scheme: Ensemble) -> list[dict[str, Any]]:
     """A marked network and an unmarked one of another seed, each as a row."""
     rows, nets = [], []
     for marked in (True, False):
         seed = FIRST_SEED + 2 * i + (not marked)
-        nets.append(ModuleSuspect(network(data, seed, marked)))
-        seen = features(nets[-1].module, SCHEME, data.spec, data.test.batch(slice(0, INPUTS)), own)
-        rows.append({"seed": seed, "marked": marked, "settings": settings(), "features": seen})
+        nets.append(ModuleSuspect(network(data, seed, scheme if marked else None)))
+        seen = features(nets[-1].module, scheme, data.spec, data.test.batch(slice(0, INPUTS)), own)
+        rows.append({"seed": seed, "marked": marked, "settings": settings(scheme), "features": seen})
     generator = torch.Generator().manual_seed(i)
-    looks, _ = compare_queries(SCHEME, data.spec, nets[0], data.test.all(), QUERIES, generator)
+    looks, _ = compare_queries(scheme, data.spec, nets[0], data.test.all(), QUERIES, generator)
     harm, _ = side_effects(*nets, data.test.all(), data.spec, generator)
     rows[0]["queries"] = {d.name: [d.auc, d.model, d.control] for d in looks}
     rows[0]["effects"] = {e.name: [e.model, e.control] for e in harm}
@@ -106,18 +109,23 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--pairs", type=int, default=40, help="marked networks, and as many unmarked")
-    parser.add_argument("--out", type=Path, default=RESULTS)
+    parser.add_argument("--variant", choices=VARIANTS, default="default")
+    parser.add_argument("--out", type=Path)
     args = parser.parse_args()
+    scheme = VARIANTS[args.variant]
+    args.out = args.out or RESULTS / (
+        "detect.json" if args.variant == "default" else f"detect-{args.variant}.json"
+    )
     torch.set_num_threads(1)
-    catalog.scheme(SCHEME.name, SCHEME.parameters())  # what a mark file could name
+    catalog.scheme(scheme.name, scheme.parameters())  # what a mark file could name
     data, rows, own = load_data("digits"), [], None
     if args.out.exists():
         known = json.loads(args.out.read_text())["networks"]
-        rows = [r for r in known if r["settings"] == settings()]
+        rows = [r for r in known if r["settings"] == settings(scheme)]
     for i in range(args.pairs):
         if FIRST_SEED + 2 * i not in {r["seed"] for r in rows}:
-            own = network(data, FIRST_SEED - 1, False) if own is None else own
-            rows += pair(data, i, own)
+            own = network(data, FIRST_SEED - 1, None) if own is None else own
+            rows += pair(data, i, own, scheme)
             save(args.out, {"networks": rows})
             print(f"pair {i + 1} of {args.pairs}", flush=True)
     chosen = [r for r in rows if r["seed"] < FIRST_SEED + 2 * args.pairs]

@@ -8,9 +8,10 @@ Seed and key are used nowhere else. Harm is measured by the audit's side effects
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from statistics import mean
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -21,6 +22,7 @@ from gradmark.bench.networks import DigitsNet
 from gradmark.data import load_data
 from gradmark.demo.run import RECIPE
 from gradmark.embed import train
+from gradmark.embed.temper import confidence_of, temper
 from gradmark.protocols import Thief
 from gradmark.schemes.class_contrast import ClassContrast
 from gradmark.schemes.trigger import Trigger
@@ -31,18 +33,40 @@ FILTER = FilterGradient(bits=128, kernel_size=5, step=0.1)
 ALL = (FILTER, ClassContrast(), Trigger())
 ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("output-round", {"decimals": 1}), ("output-top1", {}), ("distill", {"temperature": 1.0}), ("distill", {}), ("finetune", {}),
+    ("rtll", {}),
 )  # fmt: skip
-VARIANTS: dict[str, tuple[tuple[Any, ...], float, float]] = {  # parts, margin, smoothing
-    "no mark, no smoothing": ((), 0.0, 0.0),
-    "no mark, smoothing .1": ((), 0.0, 0.1),
-    "class-contrast, margin 1": ((ClassContrast(),), 1.0, 0.1),
-    "filter-gradient, margin 1": ((FILTER,), 1.0, 0.1),
-    "trigger, margin 1": ((Trigger(),), 1.0, 0.1),
-    "all three, margin 1": (ALL, 1.0, 0.1),
-    "all three, margin 2": (ALL, 2.0, 0.1),
-    "all three, margin 0.5": (ALL, 0.5, 0.1),
-    "all three, margin 1, smoothing .03": (ALL, 1.0, 0.03),
-    "all three, margin 1, no smoothing": (ALL, 1.0, 0.0),
+
+
+@dataclass(frozen=True)
+class Variant:
+    """``parts`` of the ensemble, their ``margin`` in shares or, ``even``, alike; and the recipe's changes."""
+
+    parts: tuple[Any, ...] = ALL
+    margin: float = 1.0
+    smoothing: float = 0.1
+    calibrate: bool = False
+    even: bool = False
+
+
+class Even(Ensemble):
+    """Every part up to its own whole margin."""
+
+    shares: ClassVar[dict[str, float]] = {}
+
+
+VARIANTS = {
+    "no mark, no smoothing": Variant((), smoothing=0.0),
+    "no mark, smoothing .1": Variant(()),
+    "class-contrast alone": Variant((ClassContrast(),)),
+    "filter-gradient alone": Variant((FILTER,)),
+    "trigger alone": Variant((Trigger(),)),
+    "all three (default)": Variant(),
+    "all three, equal shares": Variant(even=True),
+    "all three, margin 2": Variant(margin=2.0),
+    "all three, margin .5": Variant(margin=0.5),
+    "all three, calibrated": Variant(calibrate=True),
+    "all three, smoothing .03": Variant(smoothing=0.03),
+    "all three, no smoothing": Variant(smoothing=0.0),
 }
 SHOWN = (
     "accuracy",
@@ -52,19 +76,23 @@ SHOWN = (
     "blur 2",
     "contrast 2",
     "brightness 2",
+    "corruptions, mean",
 )
 
 
 def row(name: str, data: Any, control: nn.Module, thief: Thief) -> dict[str, Any]:
-    parts, margin, smoothing = VARIANTS[name]
+    v = VARIANTS[name]
     key, pool = OwnerKey.from_seed(SEED), data.test.all()
     torch.manual_seed(SEED)
     net, marker, found = DigitsNet(), None, {}
-    if parts:
-        scheme = Ensemble(parts).calibrated(key, data.spec, ModuleSuspect(control), pool)
-        marker = Marker(scheme, key, data.spec, margin=margin, carriers=64, every=1, seed=SEED)
-    train(net, data.to_train(), replace(RECIPE, seed=SEED, smoothing=smoothing), marker=marker)
-    if parts:
+    if v.parts:
+        kind = Even if v.even else Ensemble
+        scheme = kind(v.parts).calibrated(key, data.spec, ModuleSuspect(control), pool)
+        marker = Marker(scheme, key, data.spec, margin=v.margin, carriers=64, every=1, seed=SEED)
+    train(net, data.to_train(), replace(RECIPE, seed=SEED, smoothing=v.smoothing), marker=marker)
+    if v.calibrate:
+        temper(net, data.to_train(), confidence_of(control, data.to_train()))
+    if v.parts:
         mark = MarkFile.create(key, scheme.name, scheme.parameters(), data.spec, "signed-rank", 200)
         for attack, settings in (("none", {}), *ATTACKS):
             stolen = net
@@ -75,7 +103,24 @@ def row(name: str, data: Any, control: nn.Module, thief: Thief) -> dict[str, Any
     effects, _ = side_effects(
         ModuleSuspect(net), ModuleSuspect(control), pool, data.spec, torch.Generator().manual_seed(0)
     )
-    return {"variant": name, "log10_p": found, "effects": {e.name: round(e.model, 4) for e in effects}}
+    measured = {e.name: round(e.model, 4) for e in effects}
+    measured["corruptions, mean"] = round(mean(e.model for e in effects if e.kind == "corruption"), 4)
+    return {"variant": name, "log10_p": found, "effects": measured}
+
+
+def table(rows: list[dict[str, Any]]) -> list[str]:
+    """The rows of docs/science.md."""
+    attacks = list(rows[-1]["log10_p"])
+    lines = [
+        "| variant | " + " | ".join([*attacks, *SHOWN]) + " |",
+        "|" + "---|" * (1 + len(attacks) + len(SHOWN)),
+    ]
+    for r in rows:
+        p = [str(r["log10_p"].get(a, "")) for a in attacks]
+        lines.append(
+            "| " + " | ".join([r["variant"], *p, *(f"{100 * r['effects'][e]:.1f}" for e in SHOWN)]) + " |"
+        )
+    return lines
 
 
 def main() -> None:
@@ -90,8 +135,8 @@ def main() -> None:
     rows = []
     for name in VARIANTS:
         rows.append(row(name, data, control, thief))
-        shown = {k: v for k, v in rows[-1]["effects"].items() if k in SHOWN}
-        print(name, rows[-1]["log10_p"], shown, flush=True)
+        print(name, rows[-1], flush=True)
+    print("\n".join(table(rows)))
     RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
 
 

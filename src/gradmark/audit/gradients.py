@@ -204,11 +204,25 @@ def features(
         found["beyond an unmarked network"] = float(rest.square().mean().clamp_min(1e-24).log() / 2)
         found["share beyond it"] = float((rest.square().sum() / mean.square().sum().clamp_min(1e-24)).log())
         found |= {f"singular value {i + 1} beyond it": float(v) for i, v in enumerate((s + 1e-9).log()[:3])}
+        mean, own = (_comparison(s, batch).flatten() for s in (suspect, unmarked))
+        rest = mean - own * (mean @ own) / own.square().sum().clamp_min(1e-24)
+        found["comparison of classes"] = float(mean.square().mean().clamp_min(1e-24).log() / 2)
+        found["comparison of classes beyond it"] = float(rest.square().mean().clamp_min(1e-24).log() / 2)
     for name, read in strange_readings(scheme, spec, suspect, batch, keys).items():
         square, fourth = read.square().mean().clamp_min(1e-24), (read**4).mean().clamp_min(1e-24)
         found[f"readings under strange keys{name}"] = float(square.log() / 2)
         found[f"kurtosis under strange keys{name}"] = float(fourth.log() - 2 * square.log())
     return found
+
+
+def _comparison(suspect: WhiteBox, batch: Batch) -> Tensor:
+    """Mean scores (C, C) of every class's inputs, centred over the wrong classes, zero at the right one."""
+    x, labels = batch
+    scores = suspect.query(x)
+    wrong = 1 - torch.eye(scores.shape[1])
+    member = torch.nn.functional.one_hot(labels, scores.shape[1]).float()
+    mean = wrong * (member.T @ scores) / member.sum(0).clamp_min(1)[:, None]
+    return mean - wrong * mean.sum(1, keepdim=True) / wrong.sum(1, keepdim=True)
 
 
 def compare_gradients(
