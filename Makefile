@@ -19,7 +19,7 @@ demo: $(VENV)  ## mark a small network, attack it, judge it; report in demo-out/
 	$(BIN)/gradmark demo --out demo-out
 
 test: $(VENV)  ## run the tests and doctests
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto --dist loadfile
 
 lint: $(VENV)  ## check style, types and layers
 	$(BIN)/ruff check .
