@@ -14,7 +14,7 @@ import torch
 from scipy.stats import kstest
 
 from gradmark import ModuleSuspect, OwnerKey, catalog
-from gradmark.bench.task import find_task
+from gradmark.bench.experiment import find_experiment
 from gradmark.stats import run_tests
 from gradmark.suspects import load_weights
 
@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--keys", type=int, default=700)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    task = find_task("digits")
+    task = find_experiment("digits")
     data, nets = task.data(), {}
     for kind in ("ensemble", "control"):
         net = task.untrained(0)

@@ -1,25 +1,23 @@
-"""A task of a second for the benchmark's tests, named as ``benched:task``."""
+"""A task of a second for the benchmark's tests, named as ``benched:experiment``."""
 
 from __future__ import annotations
 
 from gradmark.bench.digits import MARKER, textures
-from gradmark.bench.task import Marking, Task
+from gradmark.bench.experiment import Experiment, Marking
 from gradmark.data import load_data
 from gradmark.embed import Recipe
+from gradmark.views import Classification
 from tiny import net
 
 
-def task() -> Task:
+def experiment() -> Experiment:
     """Two epochs on the digits; marked afterwards in two more."""
     marking = Marking({"bits": 32, "step": 0.1}, {**MARKER, "carriers": 16})
-    return Task(
-        name="benched:task",
-        load=lambda: load_data("digits"),
-        network=net,
+    return Experiment(
+        task=Classification("benched:experiment", lambda: load_data("digits"), net),
         other=net,
         pretrain=Recipe(epochs=2),
         recipe=Recipe(epochs=2),
-        domain="image",
         surrogate=textures,
         marking=marking,
         markings={"filter-gradient": marking},

@@ -14,15 +14,15 @@ from commandline import gradmark, refused
 from gradmark import catalog
 from gradmark.bench.attacks import Configured, select, standard
 from gradmark.bench.cells import finished, removal
-from gradmark.bench.networks import SpeechNet, speech_other
+from gradmark.bench.experiment import BUILT_IN, blends, find_experiment
 from gradmark.bench.run import run_suite
 from gradmark.bench.suite import Entry, Suite, find_suite
 from gradmark.bench.table import gather, markdown
-from gradmark.bench.task import BUILT_IN, blends, find_task
 from gradmark.embed import Recipe
 from gradmark.embed.train import augmented, train
 from gradmark.errors import DataError, UnknownNameError, UsageError
 from gradmark.report.bench_plots import heatmap, pareto, thiefs_front
+from gradmark.tasks.speech import SpeechNet, speech_other
 from tiny import net
 
 FIELDS = {
@@ -31,7 +31,7 @@ FIELDS = {
     *("queries", "seconds", "wrong_key_log10_p"),
 }
 TOML = """
-tasks = ["benched:task"]
+tasks = ["benched:experiment"]
 seeds = [3]
 wrong_keys = 2
 queries = 400
@@ -69,7 +69,7 @@ def test_files_and_cells(ran: tuple[Path, dict[str, Any]]) -> None:
     assert told["cells"] == len(cells) == 9
     assert told["done"] == {"networks": 5, "units": 5, "units_in_all": 5}
     assert {Path(f).name for f in told["files"]} == {
-        "results.json", "table.md", "pareto-benched_task.png", "heatmap-benched_task.png",
+        "results.json", "table.md", "pareto-benched_experiment.png", "heatmap-benched_experiment.png",
     }  # fmt: skip
     for name in told["files"]:
         assert Path(name).stat().st_size > 100
@@ -82,7 +82,7 @@ def test_files_and_cells(ran: tuple[Path, dict[str, Any]]) -> None:
             assert 0 <= cell["utility_after"] <= 100
     assert {c["access"] for c in cells if c["attack"] == "output-top1"} == {"black"}
     assert {c["n_bits"] for c in cells if "error" not in c} == {16}
-    assert (out / "networks" / "benched_task-ours-3.safetensors").exists()
+    assert (out / "networks" / "benched_experiment-ours-3.safetensors").exists()
 
 
 def test_an_attack_that_fails_has_cells_with_its_error(ran: tuple[Path, dict[str, Any]]) -> None:
@@ -100,7 +100,7 @@ def test_a_second_run_does_nothing_and_a_lost_cell_is_redone_alone(
     times = {p: p.stat().st_mtime_ns for p in (out / "networks").iterdir()}
     again = gradmark("bench", suite_file, "--out", out, "--json").json()
     assert again["done"] == {"networks": 0, "units": 0, "units_in_all": 5}
-    (out / "cells" / "benched_task" / "ours" / "finetune-lr1-3.json").unlink()
+    (out / "cells" / "benched_experiment" / "ours" / "finetune-lr1-3.json").unlink()
     once = gradmark("bench", suite_file, "--out", out, "--json").json()
     assert once["done"]["units"] == 1
     assert numbers(gather(out)) == numbers(before)
@@ -127,9 +127,9 @@ def test_other_settings_are_noticed(
     other.write_text(TOML.replace("bits = 16", "bits = 24"))
     refused(gradmark("bench", other, "--out", out, "--json"), "ours-3", "other settings")
     assert len(gather(out)) == 9
-    network = out / "networks" / "benched_task-ours-3.safetensors"
+    network = out / "networks" / "benched_experiment-ours-3.safetensors"
     weights = network.read_bytes()
-    network.write_bytes((out / "networks" / "benched_task-control-3.safetensors").read_bytes())
+    network.write_bytes((out / "networks" / "benched_experiment-control-3.safetensors").read_bytes())
     assert gather(out) == [], "cells of a network that was replaced don't count"
     network.write_bytes(weights)
     changed = find_suite(str(suite_file)).units("half")[0]
@@ -222,32 +222,32 @@ def test_tasks_without_their_data_say_so(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("GRADMARK_CACHE", str(tmp_path))
     for name in ("speech", "cifar10"):
         with pytest.raises(DataError, match="GRADMARK_SHARED"):
-            find_task(name).load()
-    with pytest.raises(UsageError, match="no task"):
-        find_task("tiny:net")
+            find_experiment(name).task.load()
+    with pytest.raises(UsageError, match="no experiment"):
+        find_experiment("tiny:net")
 
 
 def test_speech(shared: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADMARK_SHARED", str(shared))
-    task = find_task("speech")
+    task = find_experiment("speech")
     data, draw = task.data(), torch.Generator().manual_seed(0)
     x = task.surrogate(data, 5, draw)
     assert x.shape == (5, 8000)
     assert bool(data.spec.snap(x).equal(x))
     assert SpeechNet()(x).shape == speech_other()(x).shape == (5, 10)
-    assert data.spec.domain == task.domain
+    assert data.spec.domain == "signal"
 
 
 @pytest.mark.parametrize("name", sorted(BUILT_IN))
 def test_networks_of_two_architectures(name: str) -> None:
-    task = find_task(name)
+    task = find_experiment(name)
     one, same, other = task.untrained(0), task.untrained(0), task.other()
     assert one.state_dict().keys() != other.state_dict().keys()
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), same.parameters(), strict=True))
 
 
 def test_blends_are_legal_inputs() -> None:
-    data = find_task("digits").data()
+    data = find_experiment("digits").data()
     x = blends(data, 7, torch.Generator().manual_seed(1))
     assert x.shape == (7, *data.spec.input_shape)
     assert float(x.min()) >= 0
@@ -277,7 +277,7 @@ def test_pictures_and_table_of_many() -> None:
 
 
 def test_training_in_bfloat16_and_at_growing_sizes() -> None:
-    data = find_task("digits").data()
+    data = find_experiment("digits").data()
     recipe = Recipe(epochs=2, precision="bfloat16", augment="shift", sizes=((1, 4), (1, 8)))
     x, _ = recipe.prepared(data.test.batch(slice(0, 4)), 0)
     assert x.shape[2:] == (4, 4)
@@ -291,7 +291,7 @@ def test_training_in_bfloat16_and_at_growing_sizes() -> None:
 
 
 def test_augmentation_by_a_generator_repeats_and_leaves_the_global_state_alone() -> None:
-    batch = find_task("digits").data().test.batch(slice(0, 8))
+    batch = find_experiment("digits").data().test.batch(slice(0, 8))
     state = torch.get_rng_state()
     one, two = (augmented(batch, "shift-flip", torch.Generator().manual_seed(5))[0] for _ in range(2))
     assert torch.equal(one, two)

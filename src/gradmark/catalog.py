@@ -1,4 +1,4 @@
-"""Names to classes: two explicit tables, and a hint for a misspelt name."""
+"""Names to classes: three explicit tables, and a hint for a misspelt name."""
 
 from __future__ import annotations
 
@@ -46,8 +46,8 @@ from gradmark.attacks.smooth import Smooth
 from gradmark.attacks.torchao import TorchAO
 from gradmark.chain import Chain
 from gradmark.ensemble import Ensemble
-from gradmark.errors import AttackError, MarkFileError, UnknownNameError
-from gradmark.protocols import Attack, Scheme
+from gradmark.errors import AttackError, MarkFileError, UnknownNameError, UsageError
+from gradmark.protocols import Attack, Scheme, Task
 from gradmark.schemes.class_contrast import ClassContrast
 from gradmark.schemes.filter_gradient import FilterGradient
 from gradmark.schemes.gradsigns import GradSigns
@@ -55,6 +55,9 @@ from gradmark.schemes.margin_trigger import MarginTrigger
 from gradmark.schemes.probe_gradient import ProbeGradient
 from gradmark.schemes.trigger import Trigger
 from gradmark.schemes.weights import Weights
+from gradmark.suspects import load_factory
+from gradmark.tasks.speech import Speech
+from gradmark.tasks.tabular import Tabular
 
 FLAGSHIP = Ensemble.name
 FLAGSHIP_PARTS = ("filter-gradient", "class-contrast", "trigger")
@@ -113,6 +116,24 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "output-top1": OutputTop1,
     "output-topk": OutputTopK,
 }
+TASKS: dict[str, Callable[..., Task]] = {
+    "speech": Speech,
+    "tabular": Tabular,
+}
+
+
+def task(name: str) -> Task:
+    """The task called ``name``, or the one that ``MODULE:FACTORY`` returns. UnknownNameError, UsageError."""
+    if ":" not in name:
+        return TASKS[_known(name, TASKS, "task")]()
+    found = load_factory(name)()
+    if not isinstance(found, Task):
+        raise UsageError(
+            f"{name} makes no task",
+            expected="name, data, network, scores, carriers, loss and utility",
+            found=type(found).__name__,
+        )
+    return found
 
 
 def scheme(name: str, parameters: dict[str, Any] | None = None) -> Scheme:

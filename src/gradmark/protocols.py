@@ -181,6 +181,65 @@ class Scheme(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Utility:
+    """What a model is worth. ``percent``: the headline, higher is better; ``n``: how many judgements it
+    rests on; ``details``: whatever else the field reports, by name."""
+
+    percent: float
+    n: int
+    details: dict[str, float] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What differs between domains, and nothing else does. A frozen value that holds no model.
+
+    To bring your own: write these six (``docs/tasks.md`` shows one), or derive from
+    :class:`gradmark.views.Classification`, which has all but the data and the network. How inputs
+    are perturbed follows from ``data().spec``: its domain picks the directions in
+    :mod:`gradmark.carriers`, its bounds and levels what a nudged input may be.
+    ``gradmark.views.View(task, model)`` is then a module (white-box) and ``gradmark.views.Asked(task, api)``
+    a black box from inputs (b, *shape) to scores (b, C), which every scheme, attack and report takes.
+    ``price`` (optional, 1): calls to the API for one input's scores; ``entry`` (optional, 0): calls
+    that are needed once.
+    """
+
+    @property
+    def name(self) -> str: ...
+
+    def data(self) -> Any:
+        """A :class:`gradmark.data.Data`: the split to train on, the split that nothing is trained on, and
+        the public :class:`ModelSpec`, whose ``n_classes`` is the C of :meth:`scores`."""
+        ...
+
+    def network(self) -> nn.Module:
+        """An untrained network of the owner's architecture; it answers as its natural API would."""
+        ...
+
+    def scores(self, model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+        """Log-scores (b, C), up to a constant a row, of inputs (b, *shape) by asking ``model`` alone.
+
+        ``model`` is a module or an API, so ask it as one asks an API; keep what it answers
+        differentiable, and bring tensors of your own to ``x``'s dtype and device.
+        """
+        ...
+
+    def carriers(self, batch: tuple[Tensor, Any]) -> Batch:
+        """The inputs of a batch (inputs, targets) that can carry the mark, with the class (b,) in
+        [0, C) that each one's contrasts must leave alone: the right answer, as far as there is one."""
+        ...
+
+    def loss(self, model: nn.Module, batch: tuple[Tensor, Any], smoothing: float = 0.0) -> Tensor:
+        """The owner's own objective on a batch of the training split: a scalar. ``smoothing``: of labels,
+        where that makes sense."""
+        ...
+
+    def utility(self, model: nn.Module) -> Utility:
+        """What ``model`` is worth on the split that nothing is trained on."""
+        ...
+
+
 @runtime_checkable
 class Choosy(Protocol):
     """A scheme whose penalty can ride on some inputs only."""
@@ -194,9 +253,9 @@ class Choosy(Protocol):
 class Thief:
     """What a thief has besides the stolen model. Never the owner's key.
 
-    ``x`` (n, *shape), ``labels`` (n,): labelled inputs of the owner's distribution. ``surrogate``
-    (m, *shape): unlabelled inputs of another distribution. ``sibling``: an unmarked network of the
-    same architecture. ``fresh``, ``other``: untrained networks of the same and of another
+    ``x`` (n, *shape), ``labels`` (n,): inputs of the owner's distribution with the task's targets.
+    ``surrogate`` (m, *shape): unlabelled inputs of another distribution. ``sibling``: an unmarked
+    network of the same architecture. ``fresh``, ``other``: untrained networks of the same and of another
     architecture. ``marker``: from a seed, the thief's own marker of the scheme that the owner used.
     ``lr``: the learning rate the owner trained with; ``optimizer``, ``batch_size`` and ``augment``
     (inputs and a generator to inputs) likewise. ``autocast``: run training in this precision.
@@ -246,8 +305,10 @@ __all__ = [
     "Outcome",
     "Reading",
     "Scheme",
+    "Task",
     "TestName",
     "Thief",
+    "Utility",
     "Verdict",
     "WeightBox",
     "WhiteBox",

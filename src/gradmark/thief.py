@@ -18,6 +18,7 @@ from gradmark.embed.modes import penalty_mode
 from gradmark.errors import AttackError
 from gradmark.protocols import Batch, Thief
 from gradmark.suspects.checks import unwrap
+from gradmark.views import View
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From the model, inputs (b, *shape) and labels (b,) to a scalar."""
@@ -33,7 +34,9 @@ def logits(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def label_loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-    """Cross-entropy with the labels."""
+    """Cross-entropy with the labels; the task's own loss where the model is a view of another task's."""
+    if isinstance(model, View):
+        return model.task.loss(model.model, (x, labels))
     return F.cross_entropy(logits(model, x), labels)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import replace
 
 import torch
 
@@ -50,8 +51,8 @@ def verify(
 
     ``pool``: natural inputs (b, *shape) and labels (b,) that the suspect wasn't trained on; the key
     picks the carriers among them. ``access``: by default white-box where the suspect allows it.
-    ``queries``: the budget of single inputs for black-box access. ``keys_tried``: how many keys or
-    models were tried in this search; p is multiplied by it.
+    ``queries``: the budget of single inputs for black-box access, of pairs where an API takes pairs.
+    ``keys_tried``: how many keys or models were tried in this search; p is multiplied by it.
 
     Raises MismatchError if key and mark don't belong together or the suspect or the data don't fit,
     ModelError or EndpointError where the suspect fails.
@@ -62,8 +63,18 @@ def verify(
     access = _access(access, suspect)
     _check(alpha, queries, access, keys_tried)
     secret = scheme.mark(key, mark.spec)
+    price, entry = getattr(suspect, "price", 1), getattr(suspect, "entry", 0)
     with torch.random.fork_rng(devices=[]):
-        reading = scheme.read(secret, suspect, pool, access=access, carriers=mark.carriers, queries=queries)
+        reading = scheme.read(
+            secret,
+            suspect,
+            pool,
+            access=access,
+            carriers=mark.carriers,
+            queries=max(0, (queries - entry) // price),
+        )
+    if access == "black":
+        reading = _priced(reading, price, entry)
     return judge(
         reading, mark.test, scheme=mark.scheme, mark=mark.digest, suspect=suspect.digest,
         alpha=alpha, keys_tried=keys_tried, seconds=time.perf_counter() - start,
@@ -136,6 +147,12 @@ def judge(
         reason=reason,
         reading=reading,
     )
+
+
+def _priced(reading: Reading, price: int, entry: int) -> Reading:
+    """``reading`` with its queries counted as the API counts them (:class:`gradmark.views.Asked`)."""
+    paid = tuple((price * n + entry, values) for n, values in reading.history)
+    return replace(reading, queries=price * reading.queries + entry, history=paid)
 
 
 def _access(access: Access | None, suspect: WhiteBox | BlackBox) -> Access:

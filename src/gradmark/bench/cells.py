@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from gradmark import catalog
 from gradmark._version import __version__
 from gradmark.bench.attacks import NONE
+from gradmark.bench.experiment import Experiment, find_experiment
 from gradmark.bench.store import Wanted, about, calibrated, obtain, owner_key
 from gradmark.bench.suite import Unit
-from gradmark.bench.task import Task, find_task
 from gradmark.codec import MarkFile
-from gradmark.embed import Marker, accuracy_of
+from gradmark.embed import Marker
 from gradmark.errors import GradmarkError
 from gradmark.files import atomic_write
 from gradmark.keys import OwnerKey
@@ -28,6 +28,7 @@ from gradmark.protocols import Access, Batch, TestName, Thief, Verdict
 from gradmark.suspects import ModuleSuspect, file_digest
 from gradmark.suspects.checks import brief
 from gradmark.verify import verify
+from gradmark.views import priced, unviewed, viewed
 
 CARRIERS = 200
 TEST: TestName = "signed-rank"
@@ -58,7 +59,7 @@ def finished(unit: Unit, out: Path) -> bool:
 
 def run_unit(unit: Unit, out: Path) -> list[dict[str, Any]]:
     """Attack, read, write the cells; what an attack fails with goes into them as ``error``."""
-    task, folder = find_task(unit.task), out / "networks"
+    experiment, folder = find_experiment(unit.task), out / "networks"
     networks = networks_of(unit)
     model = obtain(networks["marked"], folder)
     obtain(networks["control"], folder)
@@ -78,13 +79,16 @@ def run_unit(unit: Unit, out: Path) -> list[dict[str, Any]]:
     }
     start = time.perf_counter()
     try:
-        attacked = _attacked(unit, task, model, folder)
+        attacked = _attacked(unit, experiment, model, folder)
         seconds = round(time.perf_counter() - start, 2)
-        right, n = accuracy_of(attacked, task.data().test)
-        after = 100 * right / n
-        head |= {"utility_after": after, "utility_n": n, "stealing_loss": before["utility"] - after}
+        worth = experiment.task.utility(unviewed(attacked))
+        head |= {"utility_after": worth.percent, "utility_n": worth.n,
+                 "stealing_loss": before["utility"] - worth.percent}  # fmt: skip
+        if worth.details:
+            head["utility_details"] = worth.details
         cells = [
-            {**head, **_read(unit, task, attacked, way, folder), "seconds": seconds} for way in unit.accesses
+            {**head, **_read(unit, experiment, attacked, way, folder), "seconds": seconds}
+            for way in unit.accesses
         ]
         for cell in cells:
             cell["removal"] = removal(cell)
@@ -98,45 +102,55 @@ def run_unit(unit: Unit, out: Path) -> list[dict[str, Any]]:
     return cells
 
 
-def _attacked(unit: Unit, task: Task, model: nn.Module, folder: Path) -> nn.Module:
+def _attacked(unit: Unit, experiment: Experiment, model: nn.Module, folder: Path) -> nn.Module:
+    """The model as one that gives scores, attacked; what changes inputs stands before the model's own API."""
     if unit.attack.name == NONE:
-        return model
+        return viewed(experiment.task, model)
     attack = catalog.attack(unit.attack.name, dict(unit.attack.parameters))
-    return attack.run(model, thief_of(unit, task, folder), generator("attack", unit)).eval()
+    before = unit.attack.name.startswith("input-")
+    target = model if before else viewed(experiment.task, model)
+    done = attack.run(target, thief_of(unit, experiment, folder), generator("attack", unit)).eval()
+    return viewed(experiment.task, done) if before else done
 
 
-def thief_of(unit: Unit, task: Task, folder: Path) -> Thief:
+def thief_of(unit: Unit, experiment: Experiment, folder: Path) -> Thief:
     """A third of the training inputs, drawn by the seed alone, and all else that the thief may use."""
-    data, draw = task.data(), torch.Generator().manual_seed(_number("thief", unit.task, unit.seed))
-    train, means = data.to_train(), task.means
-    x, labels = train.batch(torch.randperm(len(train), generator=draw)[: int(len(train) * task.thief_share)])
+    data, draw = experiment.data(), torch.Generator().manual_seed(_number("thief", unit.task, unit.seed))
+    train, means = data.to_train(), experiment.means
+    x, labels = train.batch(
+        torch.randperm(len(train), generator=draw)[: int(len(train) * experiment.thief_share)]
+    )
 
-    sibling = obtain(networks_of(unit)["sibling"], folder)
+    sibling = viewed(experiment.task, obtain(networks_of(unit)["sibling"], folder))
 
     def marker(seed: int) -> Marker:
         marking = unit.entry.marking(unit.task)
         key = OwnerKey.from_seed(_number("thief's key", unit.task, seed), "a thief")
         scheme = unit.entry.scheme(unit.task)
         if hasattr(scheme, "calibrated"):  # the thief's unmarked network is his own
-            scheme = scheme.calibrated(key, data.spec, ModuleSuspect(sibling), (x[:2000], labels[:2000]))
+            some = experiment.task.carriers((x[:2000], labels[:2000]))
+            scheme = scheme.calibrated(key, data.spec, ModuleSuspect(sibling), some)
         return Marker(scheme, key, data.spec, seed=seed, **dict(marking.marker))
 
     return Thief(
         data.spec, x, labels,
-        surrogate=task.surrogate(data, task.surrogates, draw),
+        surrogate=experiment.surrogate(data, experiment.surrogates, draw),
         sibling=sibling,
-        fresh=task.network, other=task.other, marker=marker, augment=means.augmentation(),
+        fresh=experiment.thiefs(experiment.task.network), other=experiment.thiefs(experiment.other),
+        marker=marker, augment=means.augmentation(),
         lr=means.lr, optimizer=means.optimizer, batch_size=means.batch_size, autocast=means.autocast,
     )  # fmt: skip
 
 
-def _read(unit: Unit, task: Task, attacked: nn.Module, access: Access, folder: Path) -> dict[str, Any]:
+def _read(
+    unit: Unit, experiment: Experiment, attacked: nn.Module, access: Access, folder: Path
+) -> dict[str, Any]:
     """The owner's verdict, and what strangers' keys read in the same network."""
-    start, pool = time.perf_counter(), _pool(task)
-    verdict = _verdict(unit, task, owner_key(unit.seed), attacked, pool, access, folder)
+    start, pool = time.perf_counter(), experiment.carriers()
+    verdict = _verdict(unit, experiment, owner_key(unit.seed), attacked, pool, access, folder)
     first = _number("strangers", unit.task, unit.seed)
     strangers = [OwnerKey.from_seed(first + i, "a stranger") for i in range(unit.wrong_keys)]
-    wrong = [_verdict(unit, task, k, attacked, pool, access, folder).log10_p for k in strangers]
+    wrong = [_verdict(unit, experiment, k, attacked, pool, access, folder).log10_p for k in strangers]
     row = verdict.to_json()
     found = {
         name: row[name] for name in ("access", "log10_p", "match", "n_bits", "ties", "queries", "outcome")
@@ -145,18 +159,20 @@ def _read(unit: Unit, task: Task, attacked: nn.Module, access: Access, folder: P
 
 
 def _verdict(
-    unit: Unit, task: Task, key: OwnerKey, model: nn.Module, pool: Batch, access: Access, folder: Path
+    unit: Unit,
+    experiment: Experiment,
+    key: OwnerKey,
+    model: nn.Module,
+    pool: Batch,
+    access: Access,
+    folder: Path,
 ) -> Verdict:
-    scheme = calibrated(unit.entry, task, unit.seed, key, folder)
+    scheme = calibrated(unit.entry, experiment, unit.seed, key, folder)
     mark = MarkFile.create(
-        key, scheme.name, scheme.parameters(), task.data().spec, TEST, CARRIERS, salt=bytes(16)
+        key, scheme.name, scheme.parameters(), experiment.data().spec, TEST, CARRIERS, salt=bytes(16)
     )
-    return verify(mark, key, ModuleSuspect(model), pool, access=access, queries=unit.queries)
-
-
-def _pool(task: Task) -> tuple[Tensor, Tensor]:
-    """Test inputs from which a key picks its carriers: the first ones are enough of a large set."""
-    return task.data().test.batch(slice(0, task.pool))
+    suspect = priced(experiment.task, ModuleSuspect(model))
+    return verify(mark, key, suspect, pool, access=access, queries=unit.queries)
 
 
 def removal(cell: dict[str, Any]) -> bool:

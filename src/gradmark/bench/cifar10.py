@@ -12,12 +12,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradmark.bench.experiment import Experiment, Marking, Means
 from gradmark.bench.networks import PlainCNN, ResNet
-from gradmark.bench.task import Marking, Means, Task, shared
-from gradmark.data import Data, load_data
+from gradmark.data import Data, load_data, shared
 from gradmark.embed import Recipe
 from gradmark.errors import DataError
 from gradmark.files import atomic_write, read_arrays
+from gradmark.views import Classification
 
 PRETRAIN = Recipe(
     epochs=20, batch_size=128, lr=0.3, optimizer="sgd", augment="shift-flip", precision="bfloat16",
@@ -70,16 +71,13 @@ def tinted_faces(data: Data, n: int, generator: torch.Generator) -> Tensor:
     return data.spec.snap(dark * (1 - crops) + bright * crops)
 
 
-def task() -> Task:
+def experiment() -> Experiment:
     """The mark goes in beside a control that is trained on for the same two epochs."""
-    return Task(
-        name="cifar10",
-        load=load,
-        network=ResNet,
+    return Experiment(
+        task=Classification("cifar10", load, ResNet),
         other=PlainCNN,
         pretrain=PRETRAIN,
         recipe=AFTERWARDS,
-        domain="image",
         surrogate=tinted_faces,
         marking=Marking(),
         markings={"ensemble": Marking({}, {"strength": 0.1, "margin": 1.0}, {"smoothing": 0.1})},

@@ -6,10 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradmark.bench.experiment import Experiment, Marking, Means
 from gradmark.bench.networks import DigitsMLP, DigitsNet
-from gradmark.bench.task import Marking, Means, Task
 from gradmark.data import Data, load_data
 from gradmark.embed import Recipe
+from gradmark.views import Classification
 
 LOCAL_SCHEMES = ("probe-gradient", "weights", "trigger", "margin-trigger")
 LOCAL = {"carriers": 64, "every": 1}
@@ -20,6 +21,10 @@ SOFT = {"smoothing": 0.1}
 GRADSIGNS = {"method": "exact", "margin": 1.0, "strength": 1.0, "target_log10_p": -18.5, **LOCAL}
 
 
+def digits() -> Data:
+    return load_data("digits")
+
+
 def textures(data: Data, n: int, generator: torch.Generator) -> Tensor:
     """Smooth random strokes (n, *shape): blurred noise with a digit's contrast, no digit anywhere."""
     channels, height, width = data.spec.input_shape
@@ -28,15 +33,12 @@ def textures(data: Data, n: int, generator: torch.Generator) -> Tensor:
     return data.spec.snap((0.3 + 0.6 * smooth).clamp(0, 1))
 
 
-def task() -> Task:
+def experiment() -> Experiment:
     """25 epochs from scratch; the settings of ``gradmark demo``."""
-    return Task(
-        name="digits",
-        load=lambda: load_data("digits"),
-        network=DigitsNet,
+    return Experiment(
+        task=Classification("digits", digits, DigitsNet),
         other=DigitsMLP,
         recipe=Recipe(epochs=25),
-        domain="image",
         surrogate=textures,
         marking=Marking({}, MARKER),
         markings={

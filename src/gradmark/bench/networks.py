@@ -25,36 +25,6 @@ class DigitsMLP(nn.Sequential):
         )
 
 
-class SpeechNet(nn.Module):
-    """Strided one-dimensional convolutions with batch norm, averaged over time: (b, 8000) to (b, 10).
-
-    ``widths``, ``kernel``: channels of the layers after the first, and their kernels' length.
-    """
-
-    def __init__(self, widths: tuple[int, ...] = (32, 64, 64, 64), kernel: int = 9) -> None:
-        super().__init__()
-        layers: list[nn.Module] = [nn.Conv1d(1, 16, 32, 8, 12, bias=False), nn.BatchNorm1d(16), nn.ReLU()]
-        before = 16
-        for after in widths:
-            layers += [
-                nn.Conv1d(before, after, kernel, 3, kernel // 2, bias=False),
-                nn.BatchNorm1d(after),
-                nn.ReLU(),
-            ]
-            before = after
-        self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(before, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores: Tensor = self.head(self.body(8 * x.unsqueeze(1)).mean(2))
-        return scores
-
-
-def speech_other() -> nn.Module:
-    """Shallower, wider, with longer kernels."""
-    return SpeechNet((48, 96, 96), 15)
-
-
 class Block(nn.Module):
     """Two 3x3 convolutions and a parameter-free shortcut (He et al. 2016, option A)."""
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradmark.bench.networks import SpeechNet, speech_other
-from gradmark.bench.task import Marking, Means, Task, shared
-from gradmark.data import Data, load_data
+from gradmark.bench.experiment import Experiment, Marking, Means
+from gradmark.data import Data
 from gradmark.embed import Recipe
+from gradmark.tasks.speech import Speech, speech_other
 
 SIGNED = {"budget": 0.5, "carriers": 32, "every": 2}
 MARKER = {"target_log10_p": -18.0, **SIGNED}
@@ -27,15 +27,12 @@ def babble(data: Data, n: int, generator: torch.Generator) -> Tensor:
     return data.spec.snap(total / 2)
 
 
-def task() -> Task:
+def experiment() -> Experiment:
     """14 epochs from scratch on 2,700 recordings; 300 of the same six speakers to test."""
-    return Task(
-        name="speech",
-        load=lambda: load_data(str(shared("fsdd_8k_1s.npz"))),
-        network=SpeechNet,
+    return Experiment(
+        task=Speech(),
         other=speech_other,
         recipe=Recipe(epochs=14, lr=5e-3),
-        domain="signal",
         surrogate=babble,
         marking=Marking({}, MARKER),
         markings={

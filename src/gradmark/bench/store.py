@@ -17,14 +17,15 @@ from typing import Any
 from torch import nn
 
 from gradmark import catalog
+from gradmark.bench.experiment import Experiment, find_experiment
 from gradmark.bench.suite import Entry
-from gradmark.bench.task import Task, find_task
-from gradmark.embed import Marker, Progress, Recipe, accuracy_of, train
+from gradmark.embed import Marker, Progress, Recipe, train
 from gradmark.errors import ResumeError
 from gradmark.files import atomic_write
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Scheme
 from gradmark.suspects import ModuleSuspect, file_digest, load_weights, save_weights
+from gradmark.views import viewed
 
 Report = Callable[[Progress], None]
 _CALIBRATED: dict[tuple[Any, ...], Scheme] = {}
@@ -46,10 +47,10 @@ class Wanted:
 
     def first(self) -> Wanted | None:
         """The network that this one starts from, if any."""
-        task = find_task(self.task)
-        if task.pretrain is None or self.kind == "base":
+        experiment = find_experiment(self.task)
+        if experiment.pretrain is None or self.kind == "base":
             return None
-        seed = task.sibling_seed(self.seed) if self.kind == "sibling" else self.seed
+        seed = experiment.sibling_seed(self.seed) if self.kind == "sibling" else self.seed
         return Wanted(self.task, "base", seed)
 
 
@@ -63,12 +64,12 @@ def obtain(wanted: Wanted, folder: Path, report: Report = lambda _: None) -> nn.
     path = folder / f"{wanted.name}.safetensors"
     if not path.exists():
         _make(wanted, folder, path, report)
-    task = find_task(wanted.task)
-    model = task.untrained(wanted.seed)
+    experiment = find_experiment(wanted.task)
+    model = experiment.untrained(wanted.seed)
     check(wanted, folder)
     load_weights(model, path)
     if not path.with_suffix(".json").exists():
-        _describe(path, model, task, {"identity": None, "history": [], "seconds": 0.0})
+        _describe(path, model, experiment, {"identity": None, "history": [], "seconds": 0.0})
     return model.eval()
 
 
@@ -81,59 +82,65 @@ def about(wanted: Wanted, folder: Path) -> dict[str, Any]:
 
 def _make(wanted: Wanted, folder: Path, path: Path, report: Report) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    task, start, first = find_task(wanted.task), time.perf_counter(), wanted.first()
-    recipe, seed = _schedule(wanted, task)
-    model = task.untrained(seed) if first is None else obtain(first, folder, report)
+    experiment, start, first = find_experiment(wanted.task), time.perf_counter(), wanted.first()
+    recipe, seed = _schedule(wanted, experiment)
+    model = experiment.untrained(seed) if first is None else obtain(first, folder, report)
     history: list[dict[str, Any]] = []
     if wanted.kind != "sibling" or first is None:  # a sibling that another owner's base serves as
         checkpoint = folder / f".{wanted.name}.ckpt"
         history = train(
-            model, task.data().to_train(), task.seeded(recipe, seed), marker=_marker(wanted, task, folder),
-            stage=wanted.name, checkpoint=checkpoint, report=report,
+            model, experiment.data().to_train(), experiment.seeded(recipe, seed), task=experiment.task,
+            marker=_marker(wanted, experiment, folder), stage=wanted.name, checkpoint=checkpoint,
+            report=report,
         )  # fmt: skip
         checkpoint.unlink(missing_ok=True)
     seconds = round(time.perf_counter() - start, 1)
     # first what tells how it came about: weights without it would count as given by somebody else
-    _describe(path, model, task, {"identity": _identity(wanted), "history": history, "seconds": seconds})
+    _describe(
+        path, model, experiment, {"identity": _identity(wanted), "history": history, "seconds": seconds}
+    )
     save_weights(model, path)
 
 
-def _schedule(wanted: Wanted, task: Task) -> tuple[Recipe, int]:
+def _schedule(wanted: Wanted, experiment: Experiment) -> tuple[Recipe, int]:
     """Recipe and training seed: what comes after a base sees its data in another order."""
-    if task.pretrain is not None:
+    if experiment.pretrain is not None:
         if wanted.kind in ("base", "sibling"):
-            return task.pretrain, wanted.seed
-        return _changed(task, wanted), wanted.seed + 100
-    return _changed(task, wanted), task.sibling_seed(wanted.seed) if wanted.kind == "sibling" else wanted.seed
+            return experiment.pretrain, wanted.seed
+        return _changed(experiment, wanted), wanted.seed + 100
+    return _changed(experiment, wanted), experiment.sibling_seed(
+        wanted.seed
+    ) if wanted.kind == "sibling" else wanted.seed
 
 
-def _changed(task: Task, wanted: Wanted) -> Recipe:
-    changes = {} if wanted.entry is None else dict(wanted.entry.marking(task.name).recipe)
-    return Recipe(**{**asdict(task.recipe), **changes})
+def _changed(experiment: Experiment, wanted: Wanted) -> Recipe:
+    changes = {} if wanted.entry is None else dict(wanted.entry.marking(experiment.name).recipe)
+    return Recipe(**{**asdict(experiment.recipe), **changes})
 
 
-def _marker(wanted: Wanted, task: Task, folder: Path) -> Marker | None:
+def _marker(wanted: Wanted, experiment: Experiment, folder: Path) -> Marker | None:
     if wanted.entry is None:
         return None
     arguments = dict(wanted.entry.marking(wanted.task).marker)
     key = owner_key(wanted.seed)
     (folder / f"{wanted.name}.mark.json").unlink(missing_ok=True)
-    scheme = calibrated(wanted.entry, task, wanted.seed, key, folder)
-    return Marker(scheme, key, task.data().spec, seed=wanted.seed, **arguments)
+    scheme = calibrated(wanted.entry, experiment, wanted.seed, key, folder)
+    return Marker(scheme, key, experiment.data().spec, seed=wanted.seed, **arguments)
 
 
-def calibrated(entry: Entry, task: Task, seed: int, key: OwnerKey, folder: Path) -> Scheme:
+def calibrated(entry: Entry, experiment: Experiment, seed: int, key: OwnerKey, folder: Path) -> Scheme:
     """The entry's scheme as ``key``'s holder would set it up, with the control's readings for reference."""
-    known = (entry.shown, task.name, seed, key.key_id, str(folder))
+    known = (entry.shown, experiment.name, seed, key.key_id, str(folder))
     if known not in _CALIBRATED:
-        scheme, data = entry.scheme(task.name), task.data()
-        kept = folder / f"{Wanted(task.name, 'marked', seed, entry).name}.mark.json"
+        scheme, data = entry.scheme(experiment.name), experiment.data()
+        kept = folder / f"{Wanted(experiment.name, 'marked', seed, entry).name}.mark.json"
         owners = key.key_id == owner_key(seed).key_id
         if owners and kept.exists():
             scheme = catalog.scheme(entry.name, json.loads(kept.read_text()))
         elif hasattr(scheme, "calibrated"):
-            control = ModuleSuspect(obtain(Wanted(task.name, "control", seed), folder))
-            scheme = scheme.calibrated(key, data.spec, control, data.test.batch(slice(0, task.pool)))
+            control = obtain(Wanted(experiment.name, "control", seed), folder)
+            seen = ModuleSuspect(viewed(experiment.task, control))
+            scheme = scheme.calibrated(key, data.spec, seen, experiment.carriers())
             if owners:  # the bits hang on its last digit, which another machine needn't compute alike
                 atomic_write(kept, json.dumps(scheme.parameters()).encode(), overwrite=True)
         _CALIBRATED[known] = scheme
@@ -142,8 +149,8 @@ def calibrated(entry: Entry, task: Task, seed: int, key: OwnerKey, folder: Path)
 
 def _identity(wanted: Wanted) -> dict[str, Any]:
     """All that determines the network, but for the versions."""
-    task = find_task(wanted.task)
-    recipe, seed = _schedule(wanted, task)
+    experiment = find_experiment(wanted.task)
+    recipe, seed = _schedule(wanted, experiment)
     found: dict[str, Any] = {"recipe": {**asdict(recipe), "seed": seed}, "kind": wanted.kind}
     if wanted.entry is not None:
         scheme = wanted.entry.scheme(wanted.task)
@@ -170,7 +177,8 @@ def check(wanted: Wanted, folder: Path) -> None:
         )  # fmt: skip
 
 
-def _describe(path: Path, model: nn.Module, task: Task, row: dict[str, Any]) -> None:
-    right, n = accuracy_of(model, task.data().test)
-    text = json.dumps({"utility": 100 * right / n, "utility_n": n, **row}, indent=1)
+def _describe(path: Path, model: nn.Module, experiment: Experiment, row: dict[str, Any]) -> None:
+    worth = experiment.task.utility(model)
+    head = {"utility": worth.percent, "utility_n": worth.n, "utility_details": worth.details}
+    text = json.dumps({**head, **row}, indent=1)
     atomic_write(path.with_suffix(".json"), text.encode(), overwrite=True)

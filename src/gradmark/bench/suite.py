@@ -13,7 +13,7 @@ from typing import Any
 
 from gradmark import catalog
 from gradmark.bench.attacks import Configured, select, standard
-from gradmark.bench.task import Marking, find_task
+from gradmark.bench.experiment import Marking, find_experiment
 from gradmark.errors import UnknownNameError, UsageError
 from gradmark.protocols import Access, Scheme
 
@@ -35,7 +35,7 @@ class Entry:
 
     def marking(self, task: str) -> Marking:
         """How the scheme is put in on ``task``."""
-        own = find_task(task).marking_of(self.name)
+        own = find_experiment(task).marking_of(self.name)
         return Marking({**own.parameters, **self.parameters}, {**own.marker, **self.marker}, own.recipe)
 
     def scheme(self, task: str) -> Scheme:
@@ -102,7 +102,7 @@ class Suite:
         for attack in self.attacks:
             _check_attack(attack)
         for task in self.tasks:
-            domain = find_task(task).domain
+            domain = find_experiment(task).data().spec.domain
             for entry in self.schemes:
                 needs: Access = getattr(entry.scheme(task), "needs", "black")
                 for seed in self.seeds:

@@ -43,7 +43,9 @@ class Bar:
         """One training step: the stage, task loss, accuracy, bits matched and the current p."""
         if progress.stage != self._stage:
             self._stage, self._news = progress.stage, ""
-        news = f"loss {progress.task_loss:.3f}  accuracy {100 * progress.accuracy:5.1f}%"
+        news = f"loss {progress.task_loss:.3f}"
+        if progress.accuracy:
+            news += f"  accuracy {100 * progress.accuracy:5.1f}%"
         if progress.mark is not None:
             bits = round(progress.mark.match * progress.mark.n_bits)
             self._news = f"  bits {bits}/{progress.mark.n_bits}  log10 p {progress.mark.log10_p:.1f}"
@@ -70,6 +72,7 @@ class Watched:
 
     def __init__(self, suspect: BlackBox, bar: Bar, total: int) -> None:
         self.name, self.digest = suspect.name, suspect.digest
+        self.price, self.entry = getattr(suspect, "price", 1), getattr(suspect, "entry", 0)
         self._suspect, self._bar, self._total = suspect, bar, total
         self._done = 0
 

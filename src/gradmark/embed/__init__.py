@@ -2,7 +2,8 @@
 
 from gradmark.embed.marker import Marker, MarkStatus
 from gradmark.embed.preflight import Check, check_method, choose_method
-from gradmark.embed.train import Progress, Recipe, accuracy_of, train
+from gradmark.embed.train import Progress, Recipe, train
+from gradmark.views import accuracy_of
 
 __all__ = [
     "Check",

@@ -18,6 +18,7 @@ from gradmark.protocols import Batch, Choosy, ModelSpec, Scheme, TestName
 from gradmark.reference import natural
 from gradmark.stats import run_tests
 from gradmark.suspects.checks import unwrap
+from gradmark.views import View
 
 STRENGTH_PER_POINT = 0.6
 """Gradient-norm ratio spent per point of accuracy budget; ``benchmarks/`` has the measured front."""
@@ -104,18 +105,22 @@ class Marker:
     def penalty(self, model: nn.Module, batch: Batch) -> Tensor:
         """Scalar to add to the task loss of ``batch``: inputs (b, *shape), labels (b,).
 
+        ``model`` gives class scores, or is a :class:`~gradmark.views.View` of any other: the batch is
+        then the task's own, whose carriers the penalty rides on.
+
         Zero on the steps between two penalties, and where the scheme rides on some inputs only and the
         batch holds none of them. The model's training mode, batch-norm statistics
         and the global random state stay as they are. Raises PreflightError on the first call if
         no right gradient can be had, ModelError where the model's answers are not finite.
         """
-        x, labels = batch
+        device = batch[0].device
         step, self._steps = self._steps, self._steps + 1
         if step % self.every:
-            return torch.zeros((), device=x.device)
-        some = x[: self.carriers].detach(), labels[: self.carriers]
-        if isinstance(self.scheme, Choosy) and not bool(self.scheme.carrying(self.mark, some[1]).any()):
-            return torch.zeros((), device=x.device)
+            return torch.zeros((), device=device)
+        own = batch[0][: self.carriers].detach(), batch[1][: self.carriers]
+        some = model.task.carriers(own) if isinstance(model, View) else own
+        if not self._rides(some[1]):
+            return torch.zeros((), device=device)
         if self.method == "auto" or self._penalties == 0:
             self.method = choose_method(self.scheme, self.mark, model, some, self.method).method
         with penalty_mode(model):
@@ -135,7 +140,7 @@ class Marker:
             gate = short[index.cpu() % len(short)].to(signed)
             loss = (gate * F.relu(1 - signed / (_HEADROOM * self.margin))).mean()
             if self._penalties % _BALANCE_EVERY == 0:
-                self._balance(model, loss, some)
+                self._balance(model, loss, own)
         self._penalties += 1
         return loss * self._weight
 
@@ -200,13 +205,22 @@ class Marker:
         expected: Tensor = torch.cat(found) * bits
         return expected
 
-    def _balance(self, model: nn.Module, loss: Tensor, some: Batch) -> None:
+    def _rides(self, labels: Tensor) -> bool:
+        """Whether any of the carriers can carry the penalty."""
+        if isinstance(self.scheme, Choosy) and len(labels):
+            return bool(self.scheme.carrying(self.mark, labels).any())
+        return len(labels) > 0
+
+    def _balance(self, model: nn.Module, loss: Tensor, batch: Batch) -> None:
         """Set the weight from both gradient norms and relax or renew the push."""
         if self.fixed_weight is not None:
             self._weight = self.fixed_weight
             return
         weights = [p for p in model.parameters() if p.requires_grad]
-        task = self.task_loss(unwrap(model(some[0])), some[1])
+        if isinstance(model, View):
+            task = model.task.loss(model.model, batch)
+        else:
+            task = self.task_loss(unwrap(model(batch[0])), batch[1])
         norms = [
             _norm(torch.autograd.grad(task, weights, allow_unused=True)),
             _norm(torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True)),

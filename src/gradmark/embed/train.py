@@ -23,8 +23,9 @@ from gradmark.codec import atomic_write
 from gradmark.data import Split
 from gradmark.embed.marker import Marker, MarkStatus
 from gradmark.errors import ModelError, ResumeError, UsageError
-from gradmark.protocols import Batch
+from gradmark.protocols import Batch, Task
 from gradmark.suspects.checks import brief, unwrap
+from gradmark.views import classifies, viewed
 
 Augment = Literal["none", "shift", "shift-flip"]
 _SAVE_SECONDS = 20.0
@@ -102,11 +103,14 @@ def train(
     recipe: Recipe,
     *,
     marker: Marker | None = None,
+    task: Task | None = None,
     stage: str = "marked",
     checkpoint: Path | None = None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place; returns its history, one row of numbers an epoch.
+
+    ``task``: whose loss and scores to take; without one, cross-entropy of class scores.
 
     With ``checkpoint``, state is saved there about every 20 seconds and picked up if the
     file exists. Raises ModelError where the loss isn't finite, ResumeError on a foreign checkpoint.
@@ -119,6 +123,7 @@ def train(
             if p.ndim == 4:
                 p.data = p.data.contiguous(memory_format=torch.channels_last)
     optimizer = _optimizer(recipe, [p for p in model.parameters() if p.requires_grad])
+    seen = model if task is None else viewed(task, model)
     start, history, loss_mean, accuracy = _resume(checkpoint, stage, recipe, model, optimizer, marker)
     model.train()
     saved, order = time.monotonic(), _order(recipe.seed, start // per_epoch, len(data))
@@ -132,17 +137,15 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step, steps)
             with recipe.autocast():
-                scores = unwrap(model(x))
-                task = F.cross_entropy(scores, labels, label_smoothing=recipe.smoothing)
-                loss = task if marker is None else task + marker.penalty(model, (x, labels))
+                own, hits = _own_loss(task, model, (x, labels), recipe.smoothing)
+                loss = own if marker is None else own + marker.penalty(seen, (x, labels))
             if not bool(torch.isfinite(loss)):
                 raise ModelError(f"The loss is not finite at step {step}", fix="lower the learning rate")
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-        hits = float((scores.detach().argmax(1) == labels).float().mean())
         fresh = max(0.05, 1 / (step + 1))
-        loss_mean += fresh * (float(task.detach()) - loss_mean)
+        loss_mean += fresh * (float(own.detach()) - loss_mean)
         accuracy += fresh * (hits - accuracy)
         status = marker.status() if marker is not None and (step % 10 == 0 or step + 1 == steps) else None
         if (step + 1) % per_epoch == 0:
@@ -156,17 +159,13 @@ def train(
     return history
 
 
-def accuracy_of(model: nn.Module, data: Split, batch: int = 512) -> tuple[int, int]:
-    """Inputs classified rightly, and inputs in all."""
-    training = model.training
-    model.eval()
-    right = 0
-    with torch.no_grad():
-        for s in range(0, len(data), batch):
-            x, labels = data.batch(slice(s, s + batch))
-            right += int((unwrap(model(x)).argmax(1) == labels).sum())
-    model.train(training)
-    return right, len(data)
+def _own_loss(task: Task | None, model: nn.Module, batch: Batch, smoothing: float) -> tuple[Tensor, float]:
+    """The task's loss, and the share of the batch that is classified rightly (0 where nothing is)."""
+    if task is not None and not classifies(task):
+        return task.loss(model, batch, smoothing), 0.0
+    scores = unwrap(model(batch[0]))
+    hits = float((scores.detach().argmax(1) == batch[1]).float().mean())
+    return F.cross_entropy(scores, batch[1], label_smoothing=smoothing), hits
 
 
 def augmented(batch: Batch, kind: Augment, generator: torch.Generator | None = None) -> Batch:

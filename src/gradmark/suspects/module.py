@@ -17,8 +17,12 @@ class ModuleSuspect:
     """White-box access to ``module``, which is read in eval mode and left as it was found.
 
     Training flags, gradients, buffers and the random state are the same after a reading as before
-    it, also when the reading fails. ``batch_size`` bounds the inputs in one forward pass.
+    it, also when the reading fails. ``batch_size`` bounds the inputs in one forward pass. ``price``,
+    ``entry``: what an API that stands for it would count (:class:`gradmark.views.Asked`).
     """
+
+    price = 1
+    entry = 0
 
     def __init__(
         self,

@@ -1,12 +1,10 @@
-"""A task: data, networks, training and a thief's means. All that the benchmark knows of a domain."""
+"""An experiment: a task, how its owner trains, and what a thief of it has."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,9 +13,10 @@ from torch import Tensor, nn
 from gradmark.data import Data
 from gradmark.embed import Recipe
 from gradmark.embed.train import Augment, augmented
-from gradmark.errors import DataError, UnknownNameError, UsageError
-from gradmark.protocols import Domain
+from gradmark.errors import UnknownNameError, UsageError
+from gradmark.protocols import Batch, Task
 from gradmark.suspects import load_factory
+from gradmark.views import viewed
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,8 @@ class Means:
 
 
 @dataclass(frozen=True)
-class Task:
-    """``load`` reads the data; ``network``, ``other`` make untrained networks of two architectures.
+class Experiment:
+    """``task``: data, scores, loss and utility. ``other`` makes an untrained network of another architecture.
 
     ``recipe``: how the owner trains, with the mark or without; with ``pretrain`` an unmarked network is
     trained so beforehand, and the mark is put in afterwards by ``recipe``. ``surrogate``: from the data,
@@ -56,12 +55,9 @@ class Task:
     ``siblings``: seeds of whole trainings; an unmarked one of another seed is the thief's own network.
     """
 
-    name: str
-    load: Callable[[], Data]
-    network: Callable[[], nn.Module]
+    task: Task
     other: Callable[[], nn.Module]
     recipe: Recipe
-    domain: Domain
     surrogate: Callable[[Data, int, torch.Generator], Tensor]
     pretrain: Recipe | None = None
     marking: Marking = Marking()
@@ -79,15 +75,28 @@ class Task:
         """Another seed: one that the suite trains anyway where training is dear."""
         return seed + 1000 if self.siblings is None else (seed + 1) % self.siblings
 
+    @property
+    def name(self) -> str:
+        return self.task.name
+
     def data(self) -> Data:
-        """The data, read once in a process."""
-        return _data(self)
+        """The task's data."""
+        found: Data = self.task.data()
+        return found
 
     def untrained(self, seed: int) -> nn.Module:
         """The owner's architecture with the weights that ``seed`` draws."""
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            return self.network()
+            return self.task.network()
+
+    def carriers(self) -> Batch:
+        """Inputs that no training saw, from which a key picks its carriers; some of a large set."""
+        return self.task.carriers(self.data().test.batch(slice(0, self.pool)))
+
+    def thiefs(self, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        """What a thief gets who asks ``make`` for a network: one that gives the task's scores."""
+        return lambda: viewed(self.task, make())
 
     def seeded(self, recipe: Recipe, seed: int) -> Recipe:
         return replace(recipe, seed=seed)
@@ -96,44 +105,20 @@ class Task:
         return hash(self.name)
 
 
-@lru_cache(maxsize=2)
-def _data(task: Task) -> Data:
-    return task.load()
-
-
-BUILT_IN = {"digits": "gradmark.bench.digits:task", "speech": "gradmark.bench.speech:task",
-            "cifar10": "gradmark.bench.cifar10:task"}  # fmt: skip
+BUILT_IN = {name: f"gradmark.bench.{name}:experiment" for name in ("digits", "speech", "tabular", "cifar10")}
 
 
 @lru_cache(maxsize=8)
-def find_task(name: str) -> Task:
-    """A built-in task, or what ``MODULE:FACTORY`` returns. UnknownNameError, UsageError."""
+def find_experiment(name: str) -> Experiment:
+    """The experiment on a built-in task, or what ``MODULE:FACTORY`` returns. UnknownNameError, UsageError."""
     if name not in BUILT_IN and ":" not in name:
         raise UnknownNameError(
             f"No task is called {name!r}", expected=f"one of {', '.join(BUILT_IN)}, or MODULE:FACTORY"
         )
-    task = load_factory(BUILT_IN.get(name, name))()
-    if not isinstance(task, Task):
-        raise UsageError(f"{name} makes no task", expected="a Task", found=type(task).__name__)
-    return task
-
-
-def shared(name: str) -> Path:
-    """A file of the shared data: in GRADMARK_SHARED, or ``shared`` in or beside the current folder or above.
-
-    DataError where it isn't there.
-    """
-    given = os.environ.get("GRADMARK_SHARED")
-    here = Path.cwd()
-    places = [Path(given)] if given else [folder / "shared" for folder in (here, *here.parents)]
-    for place in places:
-        if (place / "data" / name).exists():
-            return place / "data" / name
-    raise DataError(
-        f"The task's data are missing: {name}",
-        expected="shared/data in or above the current folder",
-        fix="Set GRADMARK_SHARED to the folder that holds data/" + name,
-    )
+    found = load_factory(BUILT_IN.get(name, name))()
+    if not isinstance(found, Experiment):
+        raise UsageError(f"{name} makes no experiment", expected="an Experiment", found=type(found).__name__)
+    return found
 
 
 def blends(data: Data, n: int, generator: torch.Generator) -> Tensor:
