@@ -166,6 +166,22 @@ def test_verify_white_box(signed: Path) -> None:
     assert fields <= set(verdict)
 
 
+def test_verify_step_by_step(signed: Path, tmp_path: Path) -> None:
+    page = tmp_path / "verdict.html"
+    options = ("--model", "tiny:net", "--sequential", "--queries", "1500")
+    result = ask(signed, *options, "--report", page, "--json")
+    verdict = result.json()
+    assert (result.code, verdict["test"], verdict["access"]) == (0, "betting", "black"), result.err
+    assert verdict["log10_e"] >= 6 and verdict["log10_p"] == pytest.approx(-verdict["log10_e"])
+    assert verdict["evidence"][-1] == [verdict["queries"], verdict["log10_e"]]
+    text = page.read_text()
+    assert "Bets on secret bits" in text and "What the bets" in text and "--sequential" in text
+    assert "The number of queries was changed" not in text
+    shown = ask(signed, *options)
+    assert "log10 e = " in shown.out
+    refused(ask(signed, *options, "--access", "white"), "read step by step")
+
+
 def test_verify_pt2_and_report(signed: Path, tmp_path: Path) -> None:
     example = (torch.zeros(2, 1, 8, 8),)
     batch = torch.export.Dim("batch", min=1, max=4096)

@@ -144,6 +144,9 @@ def verify(
     queries: Annotated[
         int, typer.Option(help="Inputs that may be sent, for black-box access.", min=2)
     ] = 2000,
+    sequential: Annotated[
+        bool, typer.Option("--sequential", help="Ask in rounds and stop as soon as the evidence suffices.")
+    ] = False,
     alpha: Annotated[float, typer.Option(help="The p-value at which the mark counts as found.")] = 1e-6,
     keys_tried: Annotated[
         int, typer.Option(help="Keys tried in this search; p is multiplied by it.", min=1)
@@ -166,7 +169,7 @@ def verify(
     job = VerifyJob(
         suspect, data, None if key is None else key_of(key, passphrase_file), mark, linear_mark, model,
         access, queries, alpha, keys_tried, seed, report,  # type: ignore[arg-type]
-        Endpoint(batch_size, timeout, journal, parse_headers(header or [])),
+        Endpoint(batch_size, timeout, journal, parse_headers(header or [])), sequential,
     )  # fmt: skip
     verdict = run_verify(job, err())
     return show(CODES[verdict.outcome], as_json, verdict.to_json(), *verified(verdict, suspect, report))

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, Scheme
+from gradmark.questions import Questions
 
 
 @dataclass(frozen=True)
@@ -145,6 +146,14 @@ class Ensemble:
             _history([r for r in found if r.queries], found),
             mark.sizes,
         )
+
+    def questions(self, mark: EnsembleMark, pool: Batch, carriers: int) -> tuple[Questions, ...]:
+        """Those of every part that has some, in a row."""
+        found: list[Questions] = []
+        for scheme, part in zip(self.parts, mark.parts, strict=True):
+            if hasattr(scheme, "questions"):
+                found += scheme.questions(part, pool, carriers)
+        return tuple(found)
 
     def _readable(self, access: Access) -> tuple[Scheme, ...]:
         return tuple(p for p in self.parts if access == "white" or getattr(p, "needs", "black") == "black")

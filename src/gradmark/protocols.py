@@ -24,6 +24,8 @@ Domain = Literal["image", "vector", "signal"]
 Access = Literal["white", "black"]
 Outcome = Literal["owned", "no-evidence", "inconclusive"]
 TestName = Literal["sign", "signed-rank", "sign-flip"]
+JudgedBy = TestName | Literal["betting"]
+"""The mark's own test, or the bets of a step-by-step reading."""
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,16 @@ class Reading:
 
 @dataclass(frozen=True)
 class Verdict:
-    """The judge's answer; ``to_json`` is the public interface of ``gradmark verify --json``."""
+    """The judge's answer; ``to_json`` is the public interface of ``gradmark verify --json``.
+
+    ``log10_e``, ``evidence``: where the suspect was read step by step, log10 of the e-value when it
+    stopped, and of the e-value after each number of queries.
+    """
 
     outcome: Outcome
     log10_p: float
     alpha: float
-    test: TestName
+    test: JudgedBy
     n_bits: int
     n_match: int
     ties: int
@@ -104,6 +110,8 @@ class Verdict:
     version: str
     modified: bool | None = None
     reason: str = ""
+    log10_e: float | None = None
+    evidence: tuple[tuple[int, float], ...] = ()
     reading: Reading | None = field(default=None, compare=False, repr=False)
 
     def to_json(self) -> dict[str, Any]:
@@ -300,6 +308,7 @@ __all__ = [
     "BlackBox",
     "Choosy",
     "Domain",
+    "JudgedBy",
     "Mark",
     "ModelSpec",
     "Outcome",

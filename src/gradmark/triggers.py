@@ -11,6 +11,7 @@ from gradmark.errors import UsageError
 from gradmark.inputs import secret_inputs
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, BlackBox, ModelSpec, Reading
+from gradmark.questions import Questions
 from gradmark.scores import log_scores
 
 _HISTORY = 12  # points on the curve of p against queries
@@ -65,6 +66,16 @@ def read_triggers(mark: TriggerMark, suspect: BlackBox, access: Access, queries:
     stops = sorted({max(1, round(spent * t / _HISTORY)) for t in range(1, _HISTORY + 1)}) if spent else []
     history = tuple((stop, values * (torch.arange(n) < stop)) for stop in stops)
     return Reading(values, mark.bits.double(), asked, spent, access, history)
+
+
+def trigger_questions(mark: TriggerMark) -> tuple[Questions, ...]:
+    """A cell is a trigger, and can be asked once."""
+
+    def read(scores: Tensor, cells: Tensor, numbers: Tensor) -> Tensor:
+        both = scores[:, 0].gather(1, mark.pairs[cells])
+        return both[:, :1] - both[:, 1:]
+
+    return (Questions(mark.bits, 1, 1, (1,) * len(mark.bits), lambda c, _: mark.inputs[c : c + 1], read),)
 
 
 def log_odds(scores: Tensor, labels: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -30,6 +31,7 @@ from gradmark.protocols import (
     WhiteBox,
 )
 from gradmark.schemes.linear import LinearMark
+from gradmark.sequential import Run, Sequential
 from gradmark.stats import bonferroni, least_log10_p, run_tests
 
 DEFAULT_ALPHA = 1e-6
@@ -46,6 +48,7 @@ def verify(
     alpha: float = DEFAULT_ALPHA,
     queries: int = DEFAULT_QUERIES,
     keys_tried: int = 1,
+    sequential: bool = False,
 ) -> Verdict:
     """Say whether ``suspect`` carries ``key``'s mark.
 
@@ -53,6 +56,8 @@ def verify(
     picks the carriers among them. ``access``: by default white-box where the suspect allows it.
     ``queries``: the budget of single inputs for black-box access, of pairs where an API takes pairs.
     ``keys_tried``: how many keys or models were tried in this search; p is multiplied by it.
+    ``sequential``: ask a black box step by step and stop as soon as the evidence suffices
+    (:mod:`gradmark.sequential`); ``queries`` is the most.
 
     Raises MismatchError if key and mark don't belong together or the suspect or the data don't fit,
     ModelError or EndpointError where the suspect fails.
@@ -63,6 +68,11 @@ def verify(
     access = _access(access, suspect)
     _check(alpha, queries, access, keys_tried)
     secret = scheme.mark(key, mark.spec)
+    if sequential:
+        return _step_by_step(
+            mark, scheme, secret, suspect, pool, access=access, alpha=alpha, queries=queries,
+            keys_tried=keys_tried, start=start,
+        )  # fmt: skip
     price, entry = getattr(suspect, "price", 1), getattr(suspect, "entry", 0)
     with torch.random.fork_rng(devices=[]):
         reading = scheme.read(
@@ -78,6 +88,32 @@ def verify(
     return judge(
         reading, mark.test, scheme=mark.scheme, mark=mark.digest, suspect=suspect.digest,
         alpha=alpha, keys_tried=keys_tried, seconds=time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def _step_by_step(
+    mark: MarkFile, scheme: Any, secret: Any, suspect: BlackBox, pool: Batch, *, access: Access,
+    alpha: float, queries: int, keys_tried: int, start: float,
+) -> Verdict:  # fmt: skip
+    if access != "black":
+        raise UsageError("Only a black box is read step by step", fix="ask for --access black")
+    if not hasattr(scheme, "questions"):
+        raise UsageError(f"The scheme {mark.scheme} can't be read step by step", fix="leave --sequential out")
+    price, entry = getattr(suspect, "price", 1), getattr(suspect, "entry", 0)
+    parts = scheme.questions(secret, pool, mark.carriers)
+    if not parts:
+        raise UsageError("No part of the mark can be read step by step", fix="leave --sequential out")
+    with torch.random.fork_rng(devices=[]):
+        run = Sequential(suspect, parts, mark.spec.n_classes).run(
+            math.log10(keys_tried) - math.log10(alpha), max(0, (queries - entry) // price)
+        )
+    paid = tuple((price * n + entry, won) for n, won in run.evidence)
+    run = replace(run, queries=price * run.queries + entry, evidence=paid)
+    bits = torch.cat([part.bits.double() for part in parts])
+    reading = Reading(run.values, bits, run.observations, run.queries, "black")
+    return judge_bets(
+        run, reading, scheme=mark.scheme, mark=mark.digest, suspect=suspect.digest, alpha=alpha,
+        keys_tried=keys_tried, seconds=time.perf_counter() - start,
     )  # fmt: skip
 
 
@@ -153,6 +189,30 @@ def _priced(reading: Reading, price: int, entry: int) -> Reading:
     """``reading`` with its queries counted as the API counts them (:class:`gradmark.views.Asked`)."""
     paid = tuple((price * n + entry, values) for n, values in reading.history)
     return replace(reading, queries=price * reading.queries + entry, history=paid)
+
+
+def judge_bets(
+    run: Run, reading: Reading, *, scheme: str, mark: str, suspect: str, alpha: float, keys_tried: int,
+    seconds: float,
+) -> Verdict:  # fmt: skip
+    """By Ville's inequality p is 1 / e, e being the most that the bets ever won."""
+    log10_p = bonferroni(-max(run.log10_best, 0.0), keys_tried)
+    agreed = int((reading.values * reading.bits > 0).sum())
+    outcome: Outcome = "no-evidence"
+    asked = math.log10(keys_tried) - math.log10(alpha)
+    reason = f"log10 e is {run.log10_e:.1f} after {run.queries} queries; the threshold is {asked:.1f}"
+    if log10_p <= math.log10(alpha):
+        outcome = "owned"
+    elif run.usable * math.log10(2) < asked:
+        outcome = "inconclusive"
+        reason = f"only {run.usable} of {len(reading.bits)} bits could be bet on: too few to reach alpha"
+    return Verdict(
+        outcome=outcome, log10_p=log10_p, alpha=alpha, test="betting", n_bits=len(reading.bits),
+        n_match=agreed, ties=len(reading.bits) - run.usable, match=agreed / max(run.usable, 1),
+        carriers=reading.carriers, queries=reading.queries, access=reading.access, scheme=scheme, mark=mark,
+        suspect=suspect, keys_tried=keys_tried, seconds=round(seconds, 3), version=__version__,
+        reason=reason, log10_e=run.log10_e, evidence=run.evidence, reading=reading,
+    )  # fmt: skip
 
 
 def _access(access: Access | None, suspect: WhiteBox | BlackBox) -> Access:

@@ -17,8 +17,10 @@ def sentence(verdict: Verdict) -> str:
     """The verdict in one line."""
     used = max(verdict.n_bits - verdict.ties, 0)
     asked = f", {verdict.queries} queries" if verdict.access == "black" else ""
+    won = "" if verdict.log10_e is None else f"log10 e = {verdict.log10_e:.1f}, "
     told = (
-        f"{WORDS[verdict.outcome]}: {verdict.n_match} of {used} bits match, log10 p = {verdict.log10_p:.1f}"
+        f"{WORDS[verdict.outcome]}: {verdict.n_match} of {used} bits match, "
+        f"{won}log10 p = {verdict.log10_p:.1f}"
     )
     return f"{told} ({verdict.access}-box{asked})"
 

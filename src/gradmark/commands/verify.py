@@ -53,12 +53,18 @@ class VerifyJob:
     seed: int = 0
     report: Path | None = None
     endpoint: Endpoint = Endpoint()
+    sequential: bool = False
 
     def __post_init__(self) -> None:
         if self.access not in (None, "white", "black"):
             raise UsageError("No such access", expected="white or black", found=repr(self.access))
         if (self.linear_mark is None) == (self.mark is None) or (self.mark is None) != (self.key is None):
             raise UsageError("Which mark is looked for?", expected="--key and --mark, or --linear-mark alone")
+        if self.sequential and (self.linear_mark is not None or self.access == "white"):
+            raise UsageError(
+                "Only a black box and a mark of gradmark's own are read step by step",
+                fix="leave --sequential out",
+            )
         if self.report is not None and self.report.suffix.lower() not in (".html", ".pdf"):
             raise UsageError(
                 "A report can't have this file name", expected="*.html or *.pdf", found=self.report.name
@@ -116,7 +122,9 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
 def _judge(
     job: VerifyJob, mark: MarkFile | None, linear: LinearMark | None, suspect: BlackBox, data: Data, bar: Bar
 ) -> Verdict:
-    access: Access = job.access or ("white" if isinstance(suspect, WhiteBox) else "black")
+    access: Access = job.access or (
+        "white" if isinstance(suspect, WhiteBox) and not job.sequential else "black"
+    )
     pool = data.test.all()
     common = {"access": access, "alpha": job.alpha, "queries": job.queries, "keys_tried": job.keys_tried}
     if access == "white":
@@ -129,7 +137,7 @@ def _judge(
             )
     watched = Watched(suspect, bar, job.queries) if access == "black" else suspect
     if mark is not None and job.key is not None:
-        return verify(mark, job.key, watched, pool, **common)  # type: ignore[arg-type]
+        return verify(mark, job.key, watched, pool, sequential=job.sequential, **common)  # type: ignore[arg-type]
     if linear is None:  # VerifyJob sees to it
         raise UsageError("No mark was given")
     if access == "white":

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gradmark.errors import UsageError
-from gradmark.protocols import Reading, TestName
+from gradmark.protocols import JudgedBy, Reading
 from gradmark.report.canvas import BLUE, CYCLE, GREY, MARKERS, RED, canvas, named, threshold
 from gradmark.report.model import Figure
 from gradmark.report.words import level
@@ -58,8 +58,10 @@ def readings(reading: Reading) -> Figure:
     return Figure("Every reading, sorted; above zero it agrees with the bit", alt, c.data, "svg")
 
 
-def history_curve(reading: Reading, test: TestName, keys_tried: int = 1) -> list[tuple[int, float]]:
+def history_curve(reading: Reading, test: JudgedBy, keys_tried: int = 1) -> list[tuple[int, float]]:
     """(queries, log10 p) for each entry of the reading's history; p is corrected for ``keys_tried``."""
+    if test == "betting":  # it has a curve of its own
+        return []
     steps = sorted(reading.history, key=lambda step: step[0])
     if steps and steps[-1][0] < reading.queries:
         steps.append((reading.queries, reading.values))

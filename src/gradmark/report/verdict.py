@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gradmark.protocols import Outcome, Verdict
+from gradmark.report.bets import bets_by_queries
 from gradmark.report.model import Figure, Report, RowMark, Section, Table, Tone
 from gradmark.report.plots import evidence_by_queries, history_curve, readings
 from gradmark.report.words import TESTS, by_chance, duration, level, percent, probability, versions
@@ -12,6 +13,7 @@ TONES: dict[Outcome, Tone] = {"owned": "owned", "no-evidence": "none", "inconclu
 _PLAIN: RowMark = "plain"
 _MARKS: dict[Outcome, RowMark] = {"owned": "good", "no-evidence": "bad", "inconclusive": "plain"}
 _LINEAR = "this p-value is valid only if the arrays were fixed before the suspect existed"
+_WON = "What one unit had become by betting on the bits, as a power of ten; fair coins let nothing grow."
 _MODIFIED = {
     True: ("yes", "The suspect isn't, bit for bit or in its answers, the model that was sealed."),
     False: ("no", "The suspect agrees with the seal that the owner made of the model."),
@@ -68,10 +70,12 @@ def numbers(verdict: Verdict) -> Section:
     low, high = wilson_interval(verdict.n_match, used)
     good = _MARKS[verdict.outcome]
     tried = "already included in p" if verdict.keys_tried > 1 else "p needed no correction"
+    won = () if verdict.log10_e is None else (("log10 e", f"{verdict.log10_e:.2f}", _WON),)
     sealed = () if verdict.modified is None else (("Changed since sealed", *_MODIFIED[verdict.modified]),)
     rows = (
         ("p-value", probability(verdict.log10_p), "The chance that an uninvolved key matches so well."),
         ("log10 p", f"{verdict.log10_p:.2f}", "The same as a power of ten: one less is ten times stronger."),
+        *won,
         ("Threshold", f"p ≤ {level(verdict.alpha)}", "The mark counts as found if p is no larger (alpha)."),
         ("Bits that match", f"{verdict.n_match} of {used} ({percent(verdict.match)})",
          f"Chance alone gives about half. 95% interval, if bits err on their own: {percent(low)} to "
@@ -89,7 +93,7 @@ def numbers(verdict: Verdict) -> Section:
         ("Fingerprint of the suspect", verdict.suspect or "none",
          "SHA-256 of the model's file or weights, or of the address where it is offered."),
     )  # fmt: skip
-    marks = (good, good, _PLAIN, good)
+    marks = (good, good, *[good for _ in won], _PLAIN, good)
     return Section("The numbers", tables=(Table(("Number", "Value", "Meaning"), rows, mark=marks),))
 
 
@@ -105,7 +109,14 @@ def pictures(verdict: Verdict) -> tuple[Section, ...]:
         "below zero as above."
     ]
     figures: list[Figure] = [readings(reading)]
-    if curve := history_curve(reading, verdict.test, verdict.keys_tried):
+    if verdict.test == "betting":
+        if verdict.evidence:
+            figures.append(bets_by_queries(verdict.evidence, verdict.alpha / verdict.keys_tried))
+            words.append(
+                "The second picture shows what the bets had won after each round of questions. The evidence "
+                "is valid wherever the line stops."
+            )
+    elif curve := history_curve(reading, verdict.test, verdict.keys_tried):
         figures.append(evidence_by_queries({"this model": curve}, verdict.alpha))
         words.append(
             "The second picture shows the evidence as questions were added. It is an illustration: the "
@@ -186,11 +197,14 @@ def _wrong(verdict: Verdict, linear: bool) -> Section:
             "The file or address tested isn't the one in dispute: compare the fingerprint.",
         ),
         ("Another mark was tested", "Compare the mark's fingerprint with the one that was published."),
-        (
-            "The number of queries was changed",
-            "Testing went on until the result pleased instead of to a fixed end.",
-        ),
     ]
+    if verdict.test != "betting":
+        rows.append(
+            (
+                "The number of queries was changed",
+                "Testing went on until the result pleased instead of to a fixed end.",
+            )
+        )
     if linear:
         rows.insert(
             0, ("The arrays were made to fit", "They were computed from the suspect, or after it existed.")
@@ -208,6 +222,7 @@ def _wrong(verdict: Verdict, linear: bool) -> Section:
 def _reproduce(verdict: Verdict, linear: bool) -> Section:
     mark = "--linear-mark MARK.npz" if linear else "--key OWNER.key --mark mark.json"
     queries = f" --queries {verdict.queries}" if verdict.access == "black" else ""
+    queries += " --sequential" if verdict.test == "betting" else ""
     settings = f"--access {verdict.access}{queries} --alpha {verdict.alpha:g} --report again.html"
     texts = [
         f"Install gradmark {verdict.version}, put the real files in place of the capital letters, and run "

@@ -10,11 +10,11 @@ import numpy as np
 import scipy
 import torch
 
-from gradmark.protocols import TestName
+from gradmark.protocols import JudgedBy
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
-TESTS: dict[TestName, tuple[str, str]] = {
+TESTS: dict[JudgedBy, tuple[str, str]] = {
     "sign": (
         "Sign test (exact, one-sided)",
         "Each reading either agrees with its bit or doesn't; without the mark, each agreement is the toss of "
@@ -32,6 +32,13 @@ TESTS: dict[TestName, tuple[str, str]] = {
         "The sizes of the readings that agree with their bits are added up, rounded to a fixed grid. Without "
         "the mark, a fair coin decides whether each size is counted, and the p-value is the exact chance of "
         "a sum at least as large.",
+    ),
+    "betting": (
+        "Bets on secret bits (a test martingale; valid whenever it stops)",
+        "The questions were asked in rounds. Before a bit was looked at, a stake was put on it at fair odds, "
+        "by the answers alone and the bits already seen; each bit was bet on once. Without the mark the bits "
+        "are fair coins, and no way to bet turns 1 into e or more with a chance above 1/e, whenever one "
+        "stops. So the p-value is one divided by the most that was won.",
     ),
 }
 

@@ -26,6 +26,7 @@ from gradmark.contrasts import wrong_class_contrasts
 from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading
+from gradmark.questions import Questions
 from gradmark.reference import seal, unseal, without
 from gradmark.scores import check_pool, log_scores, wide
 from gradmark.suspects.checks import unwrap
@@ -168,6 +169,24 @@ class ClassContrast:
         asked = len(x) if access == "black" else 0
         found = history if access == "black" else ()
         return Reading(history[-1][1], mark.bits.double(), len(x), asked, access, found)
+
+    def questions(self, mark: ClassContrastMark, pool: Batch, carriers: int) -> tuple[Questions, ...]:
+        """A cell is a group of classes; an observation of it, one natural input of that group."""
+        check_pool(mark.spec, pool)
+        order = mark.order(len(pool[0]))
+        group = pool[1][order] % mark.groups
+        members = [order[group == g] for g in range(mark.groups)]
+
+        def ask(cell: int, number: int) -> Tensor:
+            return pool[0][members[cell][number]][None]
+
+        def read(scores: Tensor, cells: Tensor, numbers: Tensor) -> Tensor:
+            pairs = zip(cells.tolist(), numbers.tolist(), strict=True)
+            labels = pool[1][torch.stack([members[c][k] for c, k in pairs])]
+            return torch.einsum("bc,blc->bl", scores[:, 0], mark.contrasts[labels].double())
+
+        rooms = tuple(len(m) for m in members)
+        return (Questions(mark.bits, mark.contrasts.shape[1], 1, rooms, ask, read, mark.reference),)
 
     def _means(self, mark: ClassContrastMark, values: Tensor, labels: Tensor) -> Tensor:
         """Mean (n,) of each bit's contrasts, less what is natural; zero for classes without inputs."""

@@ -29,6 +29,7 @@ from gradmark.contrasts import wrong_class_contrasts
 from gradmark.errors import MismatchError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WhiteBox
+from gradmark.questions import Questions
 from gradmark.reference import seal, unseal, without
 from gradmark.scores import check_classes, check_pool, log_scores, probabilities, wide
 from gradmark.suspects.checks import unwrap
@@ -205,6 +206,29 @@ class FilterGradient:
                 raise MismatchError("White-box reading needs the model itself", found=suspect.name)
             return self._read_white(mark, suspect, x, labels)
         return self._read_black(mark, suspect, x, labels, queries)
+
+    def questions(self, mark: FilterGradientMark, pool: Batch, carriers: int) -> tuple[Questions, ...]:
+        """A cell is a direction; an observation of it, a pair of queries at a carrier of its own."""
+        check_pool(mark.spec, pool)
+        chosen = mark.order(len(pool[0]))[:carriers]
+        x, labels = pool[0][chosen], pool[1][chosen]
+        n, k = len(x), mark.directions.n
+
+        def carrier(cells: Tensor, numbers: Tensor) -> Tensor:
+            return (numbers + cells * (n // k)) % n
+
+        def ask(cell: int, number: int) -> Tensor:
+            i = torch.tensor([cell])
+            j = carrier(i, torch.tensor([number]))
+            d = mark.directions.one(x[j], mark.group(labels[j]), i)
+            return mark.spec.snap(torch.cat([x[j] + d, x[j] - d]))
+
+        def read(scores: Tensor, cells: Tensor, numbers: Tensor) -> Tensor:
+            contrasts = mark.contrasts[labels[carrier(cells, numbers)]].double()
+            return torch.einsum("bc,blc->bl", (scores[:, 0] - scores[:, 1]) / 2, contrasts)
+
+        width = mark.contrasts.shape[1]
+        return (Questions(mark.bits, width, 2, (n,) * k, ask, read, mark.reference),)
 
     def _read_white(self, mark: FilterGradientMark, suspect: WhiteBox, x: Tensor, labels: Tensor) -> Reading:
         k, count = mark.directions.n, mark.contrasts.shape[1]

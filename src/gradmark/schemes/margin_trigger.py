@@ -18,7 +18,15 @@ from gradmark.embed.modes import scores_beside
 from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading
-from gradmark.triggers import TriggerMark, log_odds, read_triggers, some_triggers, trigger_mark
+from gradmark.questions import Questions
+from gradmark.triggers import (
+    TriggerMark,
+    log_odds,
+    read_triggers,
+    some_triggers,
+    trigger_mark,
+    trigger_questions,
+)
 
 
 @dataclass(frozen=True)
@@ -80,3 +88,7 @@ class MarginTrigger:
     ) -> Reading:  # fmt: skip
         """Read the triggers themselves; ``pool`` and ``carriers`` are not used."""
         return read_triggers(mark, suspect, access, queries)
+
+    def questions(self, mark: TriggerMark, pool: Batch, carriers: int) -> tuple[Questions, ...]:
+        """One question a trigger; ``pool`` and ``carriers`` are not used."""
+        return trigger_questions(mark)

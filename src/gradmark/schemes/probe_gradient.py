@@ -19,6 +19,7 @@ from gradmark.errors import MismatchError, UsageError
 from gradmark.inputs import secret_inputs, smooth_noise
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WhiteBox
+from gradmark.questions import Questions
 from gradmark.scores import check_classes, log_scores, probabilities
 
 Method = Literal["exact", "central-difference"]
@@ -130,6 +131,18 @@ class ProbeGradient:
         stops = sorted({max(1, round(pairs * t / _HISTORY)) for t in range(1, _HISTORY + 1)})
         history = tuple((2 * stop, values * (torch.arange(self.bits) < stop)) for stop in stops)
         return Reading(values, mark.bits.double(), self._used(pairs), 2 * pairs, "black", history)
+
+    def questions(self, mark: ProbeMark, pool: Batch, carriers: int) -> tuple[Questions, ...]:
+        """One pair of queries a bit, at secret inputs; ``pool`` and ``carriers`` are not used."""
+
+        def ask(cell: int, number: int) -> Tensor:
+            x, d = mark.inputs[cell], mark.directions[cell]
+            return mark.spec.snap(torch.stack([x + d, x - d]))
+
+        def read(scores: Tensor, cells: Tensor, numbers: Tensor) -> Tensor:
+            return ((scores[:, 0] - scores[:, 1]) * mark.contrasts[cells]).sum(1, keepdim=True) / 2
+
+        return (Questions(mark.bits, 1, 2, (1,) * len(mark.bits), ask, read),)
 
     def _used(self, bits: int) -> int:
         return min(bits, self.inputs)

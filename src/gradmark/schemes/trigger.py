@@ -16,7 +16,15 @@ from gradmark.codec import canonical_json
 from gradmark.embed.modes import scores_beside
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading
-from gradmark.triggers import TriggerMark, log_odds, read_triggers, some_triggers, trigger_mark
+from gradmark.questions import Questions
+from gradmark.triggers import (
+    TriggerMark,
+    log_odds,
+    read_triggers,
+    some_triggers,
+    trigger_mark,
+    trigger_questions,
+)
 
 
 @dataclass(frozen=True)
@@ -56,3 +64,7 @@ class Trigger:
     ) -> Reading:  # fmt: skip
         """Read the triggers; ``pool`` and ``carriers`` are not used."""
         return read_triggers(mark, suspect, access, queries)
+
+    def questions(self, mark: TriggerMark, pool: Batch, carriers: int) -> tuple[Questions, ...]:
+        """One question a trigger; ``pool`` and ``carriers`` are not used."""
+        return trigger_questions(mark)
