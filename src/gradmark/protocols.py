@@ -299,26 +299,3 @@ class Attack(Protocol):
         Raises AttackError where the thief lacks what the attack needs or the model doesn't allow it.
         """
         ...
-
-
-__all__ = [
-    "Access",
-    "Attack",
-    "Batch",
-    "BlackBox",
-    "Choosy",
-    "Domain",
-    "JudgedBy",
-    "Mark",
-    "ModelSpec",
-    "Outcome",
-    "Reading",
-    "Scheme",
-    "Task",
-    "TestName",
-    "Thief",
-    "Utility",
-    "Verdict",
-    "WeightBox",
-    "WhiteBox",
-]
