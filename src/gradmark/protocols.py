@@ -24,8 +24,7 @@ Domain = Literal["image", "vector", "signal"]
 Access = Literal["white", "black"]
 Outcome = Literal["owned", "no-evidence", "inconclusive"]
 TestName = Literal["sign", "signed-rank", "sign-flip"]
-JudgedBy = TestName | Literal["betting"]
-"""The mark's own test, or the bets of a step-by-step reading."""
+JudgedBy = TestName | Literal["betting"]  # the mark's own test, or the bets of a step-by-step reading
 
 
 @dataclass(frozen=True)
@@ -87,8 +86,7 @@ class Reading:
 class Verdict:
     """The judge's answer; ``to_json`` is the public interface of ``gradmark verify --json``.
 
-    ``log10_e``, ``evidence``: where the suspect was read step by step, log10 of the e-value when it
-    stopped, and of the e-value after each number of queries.
+    ``log10_e``, ``evidence``: of a step-by-step reading, log10 of the e-value, and by (queries, log10 e).
     """
 
     outcome: Outcome
