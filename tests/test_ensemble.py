@@ -227,7 +227,7 @@ def test_the_verdict_is_fishers_of_the_parts() -> None:
 @pytest.mark.parametrize("method", ["exact", "central-difference"])
 @pytest.mark.parametrize("parts", [(FILTER, CLASS), (CLASS, FILTER)])
 def test_probes_are_numbered_through(method: str, parts: tuple[Any, ...]) -> None:
-    """In units of each part's share of its margin; what carries no bit is zero and has the number after
+    """In units of each part's margin; what carries no bit is zero and has the number after
     the last one. A part with fewer readings is repeated: its share of the penalty's mean is no smaller."""
     scheme = Ensemble(parts)
     mark, model, batch = scheme.mark(KEY, SPEC), network("grey"), inputs("grey", 200, seed=2)
@@ -241,12 +241,13 @@ def test_probes_are_numbered_through(method: str, parts: tuple[Any, ...]) -> Non
         keep = i < len(own.bits)
         mine = (index >= first) & (index < first + len(own.bits))
         times = int(mine.sum()) // int(keep.sum())
-        assert torch.equal(
-            signed[mine], (values[keep] / (part.margin * scheme.shares[part.name])).repeat(times)
-        )
+        assert torch.equal(signed[mine], (values[keep] / part.margin).repeat(times))
         assert torch.equal(index[mine], (i[keep] + first).repeat(times))
         counts.append(values.numel() * times)
         first += len(own.bits)
     assert max(counts) < 2 * min(counts)
+    assert mark.limits.tolist() == [
+        scheme.shares[p.name] for p, n in zip(parts, mark.sizes, strict=True) for _ in range(n)
+    ]
     signed.sum().backward()
     assert all(weight.grad is not None for weight in model.parameters() if weight.dim() > 1)

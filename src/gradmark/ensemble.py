@@ -24,6 +24,13 @@ class EnsembleMark:
 
     spec: ModelSpec
     parts: tuple[Any, ...]
+    shares: tuple[float, ...]
+
+    @property
+    def limits(self) -> Tensor:
+        """(n,) the reading, in units of its part's margin, at which each bit counts as placed."""
+        counts = torch.tensor(self.sizes)
+        return torch.tensor(self.shares, dtype=torch.float64).repeat_interleave(counts)
 
     @property
     def bits(self) -> Tensor:
@@ -55,7 +62,7 @@ class Ensemble:
     name: ClassVar[str] = "ensemble"
     reads: ClassVar[str] = "gradients"
     margin: ClassVar[float] = 1.0
-    """In units of the parts' own margins, times these:"""
+    """In units of the parts' own margins, of which a bit is taken to these shares:"""
     shares: ClassVar[dict[str, float]] = {"filter-gradient": 0.5, "class-contrast": 2.0, "trigger": 0.5}
     """Half for what makes blur and weak contrast harder to bear, twice for what harms nothing."""
     target_log10_p: ClassVar[float] = -100.0
@@ -87,7 +94,8 @@ class Ensemble:
         return replace(self, parts=tuple(p for p in self.parts if getattr(p, "fits", _always)(spec)))
 
     def mark(self, key: OwnerKey, spec: ModelSpec) -> EnsembleMark:
-        return EnsembleMark(spec, tuple(part.mark(key, spec) for part in self.parts))
+        shares = tuple(self.shares.get(part.name, 1.0) for part in self.parts)
+        return EnsembleMark(spec, tuple(part.mark(key, spec) for part in self.parts), shares)
 
     def probe(
         self, mark: EnsembleMark, model: nn.Module, batch: Batch, generator: torch.Generator, method: Any
@@ -98,8 +106,7 @@ class Ensemble:
             signed, index = scheme.probe(part, model, batch, generator, method)
             real = index < len(part.bits)
             numbers.append(torch.where(real, index + first, total).reshape(-1, 1))
-            own = getattr(scheme, "margin", 1.0) * self.shares.get(scheme.name, 1.0)
-            values.append(signed.reshape(-1, 1) / own)
+            values.append(signed.reshape(-1, 1) / getattr(scheme, "margin", 1.0))
             first += len(part.bits)
         # Parts weigh the same in the penalty's mean, however many numbers each of them reads.
         most = max(len(v) for v in values)

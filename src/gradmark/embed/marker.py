@@ -95,6 +95,7 @@ class Marker:
         self.generator = torch.Generator().manual_seed(seed)
         self.parts: tuple[int, ...] = getattr(self.mark, "sizes", (len(self.mark.bits),))
         n = len(self.mark.bits)
+        self.limits: Tensor = getattr(self.mark, "limits", torch.ones(n, dtype=torch.float64))
         self._readings, self._seen = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
         self._steps, self._penalties, self._push, self._weight = 0, 0, 1.0, 0.0
         self._task_norm = self._penalty_norm = self._task_peak = self._penalty_peak = 0.0
@@ -136,9 +137,10 @@ class Marker:
             signed = signed - F.pad(expected, (0, 1)).to(signed)[index.clamp_max(len(expected))]
             # A bit pushes while its mean reading falls short of the margin, and each input while it
             # stays below a few margins: the mean is reached with the least disturbance.
-            short = (1 - (self._readings - expected) / self.margin).clamp(0, 1)
+            short = (1 - (self._readings - expected) / (self.margin * self.limits)).clamp(0, 1)
             gate = short[index.cpu() % len(short)].to(signed)
-            loss = (gate * F.relu(1 - signed / (_HEADROOM * self.margin))).mean()
+            limit = self.limits[index.cpu() % len(short)].to(signed)
+            loss = (gate * F.relu(limit - signed / (_HEADROOM * self.margin))).mean()
             if self._penalties % _BALANCE_EVERY == 0:
                 self._balance(model, loss, own)
         self._penalties += 1
