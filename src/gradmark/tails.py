@@ -95,6 +95,28 @@ def log10_tail_subset_sum(weights: Sequence[int], observed: int) -> float:
     return min(value, 0.0) or 0.0
 
 
+def log10_tails_subset_sum(weights: Sequence[int]) -> NDArray[np.float64]:
+    """(total + 1,) log10 P[sum of a random subset of ``weights`` >= s] for every s: one pass for all of them.
+
+    As accurate as :func:`log10_tail_subset_sum`, and raised by the bound of the rounding in the same way.
+    Raises UsageError on negative weights, or where it would take more than about two seconds.
+    """
+    used = sorted(int(weight) for weight in weights)
+    total = sum(used)
+    if used and (used[0] < 0 or len(used) * (total + 1) > _MAX_WORK):
+        raise UsageError(
+            "The weights can't be tested all at once",
+            expected=f"weights of 0 or more, at most {_MAX_WORK} additions",
+            found=f"{len(used)} weights that sum to {total}",
+        )
+    counts, exponent = _count_subsets([w for w in used if w], total)
+    n = sum(1 for w in used if w)
+    at_most = np.cumsum(counts)[::-1]  # subsets whose complement sums to total - s or less
+    rounding = (n + total + 64) * 2.0**-53 / math.log(10)
+    found: NDArray[np.float64] = np.log10(at_most) + (exponent - n) * _LOG10_2 + rounding
+    return np.minimum(found, 0.0)
+
+
 def _count_subsets(weights: list[int], top: int) -> tuple[NDArray[np.float64], int]:
     """counts (top + 1,) and an exponent e: counts[s] * 2**e subsets of the sorted weights sum to s."""
     counts = np.zeros(top + 1)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gradmark.codec import atomic_write
 from gradmark.data import Split
-from gradmark.embed.marker import Marker, MarkStatus
+from gradmark.embed.marker import MarkStatus
 from gradmark.errors import ModelError, ResumeError, UsageError
 from gradmark.protocols import Batch, Task
 from gradmark.suspects.checks import brief, unwrap
@@ -97,12 +97,24 @@ class Progress:
     mark: MarkStatus | None
 
 
+class Rider(Protocol):
+    """What rides along in a training: a :class:`Marker`, or something around one."""
+
+    def penalty(self, model: nn.Module, batch: Batch) -> Tensor: ...
+
+    def status(self) -> MarkStatus: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+
+
 def train(
     model: nn.Module,
     data: Split,
     recipe: Recipe,
     *,
-    marker: Marker | None = None,
+    marker: Rider | None = None,
     task: Task | None = None,
     stage: str = "marked",
     checkpoint: Path | None = None,
@@ -193,7 +205,7 @@ def _optimizer(recipe: Recipe, weights: list[nn.Parameter]) -> torch.optim.Optim
     return torch.optim.SGD(weights, recipe.lr, momentum=0.9, nesterov=True, weight_decay=recipe.weight_decay)
 
 
-def _row(step: int, loss: float, accuracy: float, marker: Marker | None) -> dict[str, Any]:
+def _row(step: int, loss: float, accuracy: float, marker: Rider | None) -> dict[str, Any]:
     row: dict[str, Any] = {"step": step, "task_loss": loss, "accuracy": accuracy}
     if marker is not None:
         status = marker.status()
@@ -216,7 +228,7 @@ def _save(
     recipe: Recipe,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    marker: Marker | None,
+    marker: Rider | None,
     numbers: dict[str, Any],
 ) -> None:
     buffer = io.BytesIO()
@@ -236,7 +248,7 @@ def _resume(
     recipe: Recipe,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    marker: Marker | None,
+    marker: Rider | None,
 ) -> tuple[int, list[dict[str, Any]], float, float]:
     """Load the checkpoint, if there is one; returns step, history, smoothed loss and accuracy."""
     if path is None or not path.exists():
