@@ -18,11 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from commandline import Outcome, gradmark, refused
-from golden.make import net
+from golden.make import CARRIERS, QUERIES, net
+from golden.make_trace import OTHERS as OTHERS_V1
 from gradmark import MarkFile, ModuleSuspect, OwnerKey
 from gradmark.data import load_data
 from gradmark.errors import DataError, GradmarkError, MarkFileError, MismatchError, UsageError
-from gradmark.protocols import TestName
+from gradmark.protocols import Access, TestName
 from gradmark.report.tracing import all_licensees, trace_report
 from gradmark.stats import TESTS, log10_ps, run_tests
 from gradmark.suspects import load_weights, save_weights
@@ -73,14 +74,14 @@ def test_tails_refuse_what_they_cannot_count() -> None:
 @pytest.mark.statistics
 @pytest.mark.parametrize("colluders", [0, 2])
 def test_innocents_are_named_no_oftener_than_alpha(colluders: int) -> None:
-    """400 searches among 30, at a level where errors show: at most alpha in all rounds together."""
+    """300 searches among 30, at a level where errors show: at most alpha in all rounds together."""
     rng, alpha, wrong = np.random.default_rng(colluders), 0.25, 0
-    for _ in range(400):
+    for _ in range(300):
         signs = signs_of(rng, 30, 60)
         values = rng.normal(size=60) * rng.gamma(1, size=60) + signs[:colluders].sum(0)
         found = rank(values, signs, test="sign-flip", alpha=alpha, parts=(40, 20)).found
         wrong += any(f.index >= colluders for f in found)
-    assert wrong <= 400 * alpha + 3 * (400 * alpha * (1 - alpha)) ** 0.5
+    assert wrong <= 300 * alpha + 3 * (300 * alpha * (1 - alpha)) ** 0.5
     assert wrong >= 20, "not even chance is at work: the correction is wrong"
 
 
@@ -277,6 +278,22 @@ def test_a_second_run_makes_only_what_is_missing(issued: Path) -> None:
     assert told.code == 0, told.err
     assert told.json()["copies"][0] == json.loads((issued / "license.json").read_text())["copies"][0]
     assert copy_of(issued, 0).stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("access", ["white", "black"])
+def test_the_golden_copy_is_traced_for_ever(access: Access) -> None:
+    expected = json.loads((GOLDEN / "expected-trace-v1.json").read_text())
+    base, mark = (MarkFile.load(GOLDEN / name) for name in ("mark-ensemble-v1.json", "trace-v1.json"))
+    key, model = OwnerKey.load(GOLDEN / "key-v1.json"), net().eval()
+    load_weights(model, GOLDEN / "golden-copy-v1.safetensors")
+    pool, names = load_data("digits").test.batch(slice(0, CARRIERS)), [*OTHERS_V1, expected["licensee"]]
+    found = trace(mark, base, key, ModuleSuspect(model), pool, names, access=access, queries=2 * QUERIES)
+    old = expected[access]
+    assert [one.licensee for one in found.named] == old["named"] == [expected["licensee"]]
+    assert found.log10_p == pytest.approx(old["log10_p"], abs=0.05)
+    assert (found.queries, found.trace) == (old["queries"], expected["mark"])
+    bits = open_tracing(mark, key, base).codebook.table([expected["licensee"]])[0]
+    assert bits.tolist() == expected["bits"]
 
 
 @pytest.mark.parametrize("access", ["white", "black"])
