@@ -188,6 +188,8 @@ def fisher(log10_ps: list[float]) -> float:
 
     The probability is e^-s times the sum of s^i / i! over i < k.
     """
+    if not log10_ps:
+        return 0.0
     return float(fisher_rows(np.asarray(log10_ps, dtype=np.float64)[:, None])[0])
 
 
