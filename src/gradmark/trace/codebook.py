@@ -87,7 +87,7 @@ class Fingerprint:
         shared = self.probes.mark(key, spec)
         bits = torch.from_numpy(Codebook.of(self.probes, key, shared).table([self.licensee])[0]).float()
         parts = zip(shared.parts, bits.split(shared.sizes), strict=True)
-        return EnsembleMark(spec, tuple(replace(part, bits=own) for part, own in parts))
+        return replace(shared, parts=tuple(replace(part, bits=own) for part, own in parts))
 
     def probe(
         self, mark: EnsembleMark, model: nn.Module, batch: Batch, generator: torch.Generator, method: Any
