@@ -184,6 +184,8 @@ def main() -> None:
 
 import gradmark.cli_audit  # noqa: E402
 import gradmark.cli_bench  # noqa: E402
+import gradmark.cli_bench  # noqa: E402
+import gradmark.cli_preflight  # noqa: E402
 import gradmark.cli_trace  # noqa: E402, F401  more commands, listed after these
 
 if __name__ == "__main__":

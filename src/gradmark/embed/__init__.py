@@ -2,17 +2,21 @@
 
 from gradmark.embed.marker import Marker, MarkStatus
 from gradmark.embed.preflight import Check, check_method, choose_method
+from gradmark.embed.surroundings import Finding, Preflight, preflight
 from gradmark.embed.train import Progress, Recipe, train
 from gradmark.views import accuracy_of
 
 __all__ = [
     "Check",
+    "Finding",
     "MarkStatus",
     "Marker",
+    "Preflight",
     "Progress",
     "Recipe",
     "accuracy_of",
     "check_method",
     "choose_method",
+    "preflight",
     "train",
 ]

@@ -12,6 +12,8 @@ from torch import Tensor, nn
 
 from gradmark.embed.modes import penalty_mode
 from gradmark.embed.preflight import METHODS, choose_method
+from gradmark.embed.ranks import Ranks
+from gradmark.embed.wrappers import bare, needs_whole_backward, trainable, weight_gradients
 from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Batch, Choosy, ModelSpec, Scheme, TestName
@@ -56,6 +58,10 @@ class Marker:
     the scheme's). ``method`` is ``exact`` (double
     backward), ``central-difference`` or ``auto``: the preflight on the first batch checks it
     and picks, or raises PreflightError. ``task_loss`` maps (scores, labels) to the task's loss.
+
+    Where a process group is running, all its processes make the same calls and carry one mark together
+    (:mod:`gradmark.embed.ranks`): ``carriers`` counts the inputs of all of them. Add the penalty to the
+    task's loss and call ``backward`` once, since DDP reduces nothing that comes by another backward pass.
     """
 
     def __init__(
@@ -118,13 +124,16 @@ class Marker:
         step, self._steps = self._steps, self._steps + 1
         if step % self.every:
             return torch.zeros((), device=device)
-        own = batch[0][: self.carriers].detach(), batch[1][: self.carriers]
+        ranks, model = Ranks.here(), bare(model)
+        own = ranks.gathered(batch, self.carriers)
         some = model.task.carriers(own) if isinstance(model, View) else own
         if not self._rides(some[1]):
             return torch.zeros((), device=device)
         if self.method == "auto" or self._penalties == 0:
             self.method = choose_method(self.scheme, self.mark, model, some, self.method).method
-        with penalty_mode(model):
+        balancing = self._penalties % _BALANCE_EVERY == 0
+        share = self.method != "exact" and not balancing and not isinstance(model, View)
+        with penalty_mode(model, self.method), ranks.sharing(model, share):
             signed, index = self.scheme.probe(self.mark, model, some, self.generator, self.method)
             if not bool(torch.isfinite(signed).all()):
                 raise ModelError(
@@ -141,8 +150,9 @@ class Marker:
             gate = short[index.cpu() % len(short)].to(signed)
             limit = self.limits[index.cpu() % len(short)].to(signed)
             loss = (gate * F.relu(limit - signed / (_HEADROOM * self.margin))).mean()
-            if self._penalties % _BALANCE_EVERY == 0:
+            if balancing:
                 self._balance(model, loss, own)
+                self._keep_step(ranks, batch[0])
         self._penalties += 1
         return loss * self._weight
 
@@ -218,14 +228,15 @@ class Marker:
         if self.fixed_weight is not None:
             self._weight = self.fixed_weight
             return
-        weights = [p for p in model.parameters() if p.requires_grad]
+        weights = trainable(model)
         if isinstance(model, View):
             task = model.task.loss(model.model, batch)
         else:
             task = self.task_loss(unwrap(model(batch[0])), batch[1])
+        whole = needs_whole_backward(model, task)
         norms = [
-            _norm(torch.autograd.grad(task, weights, allow_unused=True)),
-            _norm(torch.autograd.grad(loss, weights, allow_unused=True, retain_graph=True)),
+            _norm(weight_gradients(task, weights, whole=whole)),
+            _norm(weight_gradients(loss, weights, whole=whole, retain=True)),
         ]
         smooth = _SMOOTH if self._penalties else 0.0
         self._task_norm = smooth * self._task_norm + (1 - smooth) * norms[0]
@@ -239,7 +250,18 @@ class Marker:
         ratio = max(self._task_norm, _FLOOR * self._task_peak) / against
         self._weight = min(self.strength * self._push * ratio * self.every, 1e3)
 
+    def _keep_step(self, ranks: Ranks, like: Tensor) -> None:
+        """Processes compute the same, but unlike devices round differently: now and then 0's word counts."""
+        numbers = torch.tensor(self.state_dict()["numbers"], dtype=torch.float64)
+        known = ranks.agree(torch.cat([self._readings, self._seen, numbers]), like)
+        n = len(self._readings)
+        now = {"readings": known[:n], "seen": known[n : 2 * n], "numbers": known[2 * n :].tolist()}
+        if ranks.size > 1:
+            self.load_state_dict({**self.state_dict(), **now})
 
-def _norm(gradients: tuple[Tensor | None, ...]) -> float:
+
+def _norm(gradients: list[Tensor | None]) -> float:
     """The norm of all gradients together."""
-    return float(torch.stack([g.float().norm() for g in gradients if g is not None]).norm())
+    norms = [g.float().norm() for g in gradients if g is not None]
+    whole = [n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]  # FSDP2 shards them
+    return float(torch.stack(whole).norm())

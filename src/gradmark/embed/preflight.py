@@ -1,22 +1,26 @@
 """Is the penalty's gradient right on this very model? Asked before training starts.
 
 Fused attention, cuDNN RNNs and some custom autograd Functions have no double backward, or a
-silently wrong one. The check compares the gradient of the mean reading with respect to the weights
-against a finite difference along random weight directions. Readings of ReLU nets jump where a unit
-switches (their second derivative lives on the kinks, which autograd rightly leaves out at a
-point), so the check runs on a float64 copy with a step so small that no unit switches.
+silently wrong one. Two looks are taken. The gradient of the mean reading with respect to the weights
+is compared with a finite difference along random weight directions. Readings of ReLU nets jump where a
+unit switches (their second derivative lives on the kinks, which autograd rightly leaves out at a
+point), so this runs on a float64 copy with a step so small that no unit switches. Then the gradient
+that the model itself gives, on its device, in its precision and inside its wrappers, is compared with the
+copy's. A model that can't be copied (FSDP2) is held against a coarser finite difference of its own.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
 
 from gradmark.embed.modes import penalty_mode
+from gradmark.embed.ranks import Ranks
+from gradmark.embed.wrappers import bare, needs_whole_backward, reshard, sharded, trainable, weight_gradients
 from gradmark.errors import PreflightError
 from gradmark.protocols import Batch, Choosy, Mark, Scheme
 from gradmark.suspects.checks import brief
@@ -25,94 +29,200 @@ METHODS = ("central-difference", "exact")
 """In order of preference: the central difference costs less, needs no second order, and trains
 the very finite step that a black-box reading takes."""
 
-_TOLERANCE = 1e-3
+TOLERANCE = 1e-3
+"""Of the float64 copy against a finite difference."""
+IN_PLACE = 0.05
+"""Of float32 gradients against the copy's, and of a model that can't be copied against its own differences."""
+HALF = 0.7
+"""Of gradients in half precision against the copy's: what a wrong sign, factor or lost part exceeds."""
 _STEP = 1e-8  # relative to the norm of the weights
+_STEP_IN_PLACE = 2e-4
 _DIRECTIONS = 3
+_TWICE = "reentrant checkpointing under DDP reduces a weight twice in a step with a penalty"
+_HALVES = (torch.float16, torch.bfloat16)
 
 
 @dataclass(frozen=True)
 class Check:
-    """How one method fared: ``error`` is relative to the larger of the two derivatives."""
+    """How one method fared.
+
+    ``error``: against a finite difference, relative to the larger of the two derivatives. ``own``: the
+    model's own gradient against the copy's, relative norm of the difference; None where there is no copy.
+    """
 
     method: str
     ok: bool
     error: float
     reason: str = ""
+    own: float | None = None
 
 
 def check_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, method: str) -> Check:
     """Compare one method's gradient with a finite difference; ``batch`` of a few inputs suffices."""
-    try:
-        twin = copy.deepcopy(model).double()
-    except Exception as cause:  # a wrapper that can't be copied: whatever it raises, we can't check it
-        return Check(
-            method, False, float("nan"), f"the model can't be copied ({type(cause).__name__}: {cause})"
-        )
-    x, labels = batch[0].double() if batch[0].is_floating_point() else batch[0], batch[1]
-    weights = [p for p in twin.parameters() if p.requires_grad]
-    if not weights:
+    model = bare(model)
+    if not trainable(model):
         return Check(method, False, float("nan"), "no weight of the model requires a gradient")
+    generator = torch.Generator()
 
-    def reading() -> Tensor:
-        generator = torch.Generator().manual_seed(0)
-        return scheme.probe(mark, twin, (x, labels), generator, method)[0].sum()
+    def reading(of: nn.Module, inputs: Batch) -> Tensor:
+        return scheme.probe(mark, of, inputs, generator.manual_seed(0), method)[0].sum()
 
-    device = next(iter(weights)).device.type
-    with torch.random.fork_rng(devices=[]), penalty_mode(twin), torch.autocast(device, enabled=False):
-        try:
-            gradient: tuple[Tensor | None, ...] = torch.autograd.grad(reading(), weights, allow_unused=True)
-        except Exception as cause:  # a stranger's forward or backward may raise anything
-            return Check(method, False, float("nan"), brief(cause))
-        known = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradient, strict=True)]
-        size = float(torch.stack([g.norm() for g in known]).norm())
-        if size == 0 or not torch.isfinite(torch.tensor(size)):
-            return Check(method, False, float("nan"), "the gradient is zero or not finite")
-        worst = max(_compare(reading, weights, known, seed) for seed in range(_DIRECTIONS))
-    ok = worst <= _TOLERANCE
-    return Check(method, ok, worst, "" if ok else "the gradient disagrees with a finite difference")
-
-
-def _compare(
-    reading: Callable[[], Tensor], weights: list[nn.Parameter], gradient: list[Tensor], seed: int
-) -> float:
-    """Relative error along one random direction scaled like the weights, tensor by tensor."""
-    generator = torch.Generator().manual_seed(seed)
-    step = [
-        torch.randn(w.shape, generator=generator, dtype=torch.float64).to(w.device)
-        * (w.detach().norm().clamp_min(1e-3) / w.numel() ** 0.5)
-        for w in weights
-    ]
-    values = []
-    with torch.no_grad():
-        for sign in (1.0, -2.0, 1.0):  # there, beyond to the other side, and home again
-            for w, s in zip(weights, step, strict=True):
-                w.add_(s, alpha=sign * _STEP)
-            with torch.enable_grad():
-                values.append(float(reading().detach()))
-    found = (values[0] - values[1]) / (2 * _STEP)
-    claimed = float(sum((g * s).sum() for g, s in zip(gradient, step, strict=True)))
-    scale = max(
-        abs(found),
-        abs(claimed),
-        1e-2 * float(sum((g.norm() * s.norm()) for g, s in zip(gradient, step, strict=True))),
-    )
-    return abs(found - claimed) / scale if scale else 0.0
+    try:
+        twin = _copied(model)
+    except Exception:  # a stranger's module may refuse in any way; FSDP2 does
+        return _in_place(model, method, lambda: reading(model, batch))
+    x = batch[0].double() if batch[0].is_floating_point() else batch[0]
+    with torch.autocast(_device(twin), enabled=False):
+        found, known = _judged(twin, method, lambda: reading(twin, (x, batch[1])), _STEP, TOLERANCE)
+    if not found.ok or known is None:
+        return found
+    return _beside(model, found, known, lambda: reading(model, batch))
 
 
 def choose_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, wanted: str = "auto") -> Check:
     """The first method that is right here. Raises PreflightError, with every reason, if none is."""
-    first = torch.arange(len(batch[1]), device=batch[1].device)
-    if isinstance(scheme, Choosy):  # inputs that carry the penalty must be among the few
-        first = scheme.carrying(mark, batch[1]).int().argsort(descending=True, stable=True)
-    few = batch[0][first[:4]], batch[1][first[:4]]
+    few = some_carriers(scheme, mark, batch)
     checks = []
     for method in METHODS if wanted == "auto" else (wanted,):
         checks.append(check_method(scheme, mark, model, few, method))
         if checks[-1].ok:
             return checks[-1]
-    raise PreflightError(
+    raise refusal(checks)
+
+
+def refusal(checks: Sequence[Check]) -> PreflightError:
+    """What a user is told where no method is right."""
+    return PreflightError(
         "No method gives a right penalty gradient on this model",
-        expected=f"a relative error of at most {_TOLERANCE} against a finite difference",
+        expected=f"a relative error of at most {TOLERANCE} against a finite difference",
         found="; ".join(f"{c.method}: {c.reason} (error {c.error:.2g})" for c in checks),
         fix="try method='auto', eager attention, non-reentrant checkpointing, or the model unwrapped",
     )
+
+
+def some_carriers(scheme: Scheme, mark: Mark, batch: Batch) -> Batch:
+    """A few inputs of the batch, those that can carry the penalty first."""
+    first = torch.arange(len(batch[1]), device=batch[1].device)
+    if isinstance(scheme, Choosy):
+        first = scheme.carrying(mark, batch[1]).int().argsort(descending=True, stable=True)
+    return batch[0][first[:4]], batch[1][first[:4]]
+
+
+def _copied(model: nn.Module) -> nn.Module:
+    """A float64 copy that asks its own weights.
+
+    Libraries that bind a new ``forward`` to a module (accelerate's autocast) bind the old weights with it.
+    """
+    twin = copy.deepcopy(model)
+    for part in twin.modules():
+        if "forward" in vars(part) and type(part).forward is not nn.Module.forward:
+            del part.forward
+    return twin.double()
+
+
+def _judged(
+    model: nn.Module, method: str, reading: Callable[[], Tensor], step: float, tolerance: float
+) -> tuple[Check, list[Tensor] | None]:
+    """The verdict of finite differences on ``model``, and the gradient that was judged."""
+    weights = trainable(model)
+    devices = [torch.device(_device(model))] if _device(model) == "cuda" else []
+    with torch.random.fork_rng(devices=devices), penalty_mode(model, method):
+        try:
+            value = reading()
+            whole = needs_whole_backward(model, value)
+            if whole and not sharded(model) and Ranks.here().size > 1:
+                return Check(method, False, float("nan"), _TWICE), None
+            gradient = weight_gradients(value, weights, whole=whole)
+        except Exception as cause:  # a stranger's forward or backward may raise anything
+            return Check(method, False, float("nan"), brief(cause)), None
+        known = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradient, strict=True)]
+        size = _size(known)
+        if size == 0 or not torch.isfinite(torch.tensor(size)):
+            return Check(method, False, float("nan"), "the gradient is zero or not finite"), None
+        worst = max(
+            _compare(reading, weights, known, seed, step, lambda: reshard(model))
+            for seed in range(_DIRECTIONS)
+        )
+    ok = worst <= tolerance
+    reason = "" if ok else "the gradient disagrees with a finite difference"
+    return Check(method, ok, worst, reason), known
+
+
+def _in_place(model: nn.Module, method: str, reading: Callable[[], Tensor]) -> Check:
+    """For what can't be copied: a finite difference of the model itself, in full precision."""
+    with torch.autocast(_device(model), enabled=False):
+        return _judged(model, method, reading, _STEP_IN_PLACE, IN_PLACE)[0]
+
+
+def _beside(model: nn.Module, found: Check, known: list[Tensor], reading: Callable[[], Tensor]) -> Check:
+    """``found`` with the model's own gradient, as training will take it, held against its copy's."""
+    weights = trainable(model)
+    with torch.random.fork_rng(devices=[]), penalty_mode(model, found.method):
+        try:
+            value = reading()
+            gradient = weight_gradients(value, weights, whole=needs_whole_backward(model, value))
+        except Exception as cause:  # as above; in the user's own precision other kernels run
+            return replace(found, ok=False, reason=brief(cause))
+    apart = [k if g is None else g.double() - k for g, k in zip(gradient, known, strict=True)]
+    own = _size(apart) / _size(known)
+    half = torch.is_autocast_enabled(_device(model)) or any(w.dtype in _HALVES for w in weights)
+    ok = own <= (HALF if half else IN_PLACE)
+    reason = "" if ok else "the model's own gradient disagrees with that of its float64 copy"
+    return replace(found, ok=ok, own=own, reason=reason)
+
+
+def _compare(
+    reading: Callable[[], Tensor],
+    weights: Sequence[nn.Parameter],
+    gradient: Sequence[Tensor],
+    seed: int,
+    length: float,
+    reshard: Callable[[], None],
+) -> float:
+    """Relative error along one random direction scaled like the weights, tensor by tensor."""
+    generator = torch.Generator().manual_seed(seed)
+    local = [_local(w.detach()).data for w in weights]  # data: the caller's pending backward must not notice
+    step = [
+        torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
+        * (w.norm().clamp_min(1e-3) / max(1, w.numel()) ** 0.5)
+        for w in local
+    ]
+    before, values = [w.clone() for w in local], []
+    try:
+        for sign in (1.0, -1.0):
+            for w, s, home in zip(local, step, before, strict=True):
+                w.copy_(home).add_(s, alpha=sign * length)
+            reshard()
+            values.append(float(reading().detach()))
+    finally:
+        for w, home in zip(local, before, strict=True):
+            w.copy_(home)
+        reshard()
+    found = (values[0] - values[1]) / (2 * length)
+    pairs = [(_local(g), s) for g, s in zip(gradient, step, strict=True)]
+    claimed = _total(torch.stack([(g * s).sum().double() for g, s in pairs]).sum(), weights)
+    sizes = _total(torch.stack([(g.norm() * s.norm()).double() for g, s in pairs]).sum(), weights)
+    scale = max(abs(found), abs(claimed), 1e-2 * sizes)
+    return abs(found - claimed) / scale if scale else 0.0
+
+
+def _local(x: Tensor) -> Tensor:
+    """This process's share of a sharded tensor, others as they are."""
+    found: Tensor = x.to_local() if hasattr(x, "to_local") else x
+    return found
+
+
+def _total(x: Tensor, weights: Sequence[Tensor]) -> float:
+    """The sum over all processes where the weights are sharded among them."""
+    if any(hasattr(w, "to_local") for w in weights):
+        torch.distributed.all_reduce(x)
+    return float(x)
+
+
+def _size(tensors: Sequence[Tensor]) -> float:
+    squares = torch.stack([_local(t).double().square().sum() for t in tensors]).sum()
+    return _total(squares, tensors) ** 0.5
+
+
+def _device(model: nn.Module) -> str:
+    return next(p.device.type for p in model.parameters())
