@@ -90,10 +90,8 @@ def test_the_verdict_is_that_of_one_process(done: Path, case: str) -> None:
         model = network("vector")
         for own, trained in zip(model.parameters(), weights, strict=True):
             own.data.copy_(trained)
-        found = verify(
-            mark_file("filter-gradient", "vector"), KEY, white(model), pool("vector"), access="white"
-        )
-        verdicts.append(found)
+        mark = mark_file("filter-gradient", "vector")
+        verdicts.append(verify(mark, KEY, white(model), pool("vector"), access="white"))
     a, b = verdicts
     assert (a.outcome, a.n_match) == (b.outcome, b.n_match)
     assert a.log10_p == pytest.approx(b.log10_p, abs=0.05)

@@ -13,7 +13,7 @@ from torch import nn
 
 from gradmark import catalog
 from gradmark.commands.job import EmbedJob, fitting
-from gradmark.embed.surroundings import Preflight, preflight
+from gradmark.embed.surroundings import Preflight, survey
 from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
 
@@ -62,7 +62,7 @@ def run_preflight(job: PreflightJob) -> Preflight:
     x, labels = data.to_train().batch(slice(0, 64))
     batch = x.to(job.device), labels.to(job.device)
     with job.autocast():
-        return preflight(scheme, scheme.mark(key, data.spec), model, batch, job.method)
+        return survey(scheme, scheme.mark(key, data.spec), model, batch, job.method)
 
 
 def _placed(model: nn.Module, job: PreflightJob) -> nn.Module:

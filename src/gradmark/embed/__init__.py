@@ -2,7 +2,7 @@
 
 from gradmark.embed.marker import Marker, MarkStatus
 from gradmark.embed.preflight import Check, check_method, choose_method
-from gradmark.embed.surroundings import Finding, Preflight, preflight
+from gradmark.embed.surroundings import Finding, Preflight, survey
 from gradmark.embed.train import Progress, Recipe, train
 from gradmark.views import accuracy_of
 
@@ -17,6 +17,6 @@ __all__ = [
     "accuracy_of",
     "check_method",
     "choose_method",
-    "preflight",
+    "survey",
     "train",
 ]

@@ -32,7 +32,7 @@ the very finite step that a black-box reading takes."""
 TOLERANCE = 1e-3
 """Of the float64 copy against a finite difference."""
 IN_PLACE = 0.05
-"""Of float32 gradients against the copy's, and of a model that can't be copied against its own differences."""
+"""Of float32 gradients against the copy's, and of what can't be copied against its own differences."""
 HALF = 0.7
 """Of gradients in half precision against the copy's: what a wrong sign, factor or lost part exceeds."""
 _STEP = 1e-8  # relative to the norm of the weights

@@ -1,4 +1,4 @@
-"""What ``gradmark preflight`` tells: what was found in and around a model, what is done about it, what is right."""
+"""What ``gradmark preflight`` tells: what is in and around a model, what is done about it, what is right."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Preflight:
         }
 
 
-def preflight(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, wanted: str = "auto") -> Preflight:
+def survey(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, wanted: str = "auto") -> Preflight:
     """Look at ``model`` as training has it: on its device, in the precision around this call, wrapped.
 
     ``batch``: inputs (b, *shape) and labels (b,); four of them are used. Nothing in the model changes.
@@ -109,11 +109,11 @@ def _inside(model: nn.Module, batch: Batch) -> list[Finding]:
         if any(name.startswith(start) for name in names):
             found.append(Finding(what, cure))
     if REENTRANT in names:
-        found.append(
-            Finding("reentrant checkpointing", "central difference, a whole backward pass for norms")
-        )
+        found.append(Finding("reentrant checkpointing", "central difference; norms by a whole backward pass"))
     for name in sorted(set(custom) - {REENTRANT}):
-        found.append(
-            Finding(f"custom Function {name.removesuffix('Backward')}", "believed by the numbers alone")
-        )
+        found.append(Finding(f"custom Function {_plain(name)}", "believed by the numbers alone"))
     return found
+
+
+def _plain(name: str) -> str:
+    return name.removesuffix("Backward")

@@ -25,7 +25,7 @@ def save_marker(marker: Marker, folder: Path) -> Path:
 
 
 def load_marker(marker: Marker, folder: Path) -> None:
-    """Take up what :func:`save_marker` wrote. Raises ResumeError where it is missing, damaged or another's."""
+    """Take up what :func:`save_marker` wrote. ResumeError where it is missing, damaged or another's."""
     path = folder / NAME
     try:
         state = torch.load(path, weights_only=True)
