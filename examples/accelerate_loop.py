@@ -10,8 +10,8 @@ import sys
 import torch
 import torch.nn.functional as F
 from accelerate import Accelerator
-from common import batches, judge, marker, network
 
+from common import batches, judge, marker, network
 from gradmark.integrations.accelerate import AccelerateMarker
 
 

@@ -9,9 +9,9 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from common import batches, judge, marker, network
 from lightning.fabric import Fabric
 
+from common import batches, judge, marker, network
 from gradmark.integrations.fabric import FabricMarker
 
 

@@ -12,9 +12,9 @@ from typing import Any
 import lightning as L
 import torch
 import torch.nn.functional as F
-from common import batches, judge, marker, network
 from torch import Tensor
 
+from common import batches, judge, marker, network
 from gradmark.integrations.lightning import MarkCallback
 
 

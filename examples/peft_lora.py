@@ -9,9 +9,9 @@ import sys
 
 import torch
 import torch.nn.functional as F
-from common import batches, judge, marker, network
 from peft import LoraConfig, get_peft_model
 
+from common import batches, judge, marker, network
 from gradmark.integrations.peft import merged
 
 

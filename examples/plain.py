@@ -9,6 +9,7 @@ import sys
 
 import torch
 import torch.nn.functional as F
+
 from common import batches, judge, marker, network
 
 

@@ -10,9 +10,9 @@ import tempfile
 from typing import Any
 
 import torch
-from common import DATA, judge, marker
 from transformers import TrainingArguments, ViTConfig, ViTForImageClassification
 
+from common import DATA, judge, marker
 from gradmark.integrations.transformers import MarkedTrainer
 
 

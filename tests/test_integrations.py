@@ -299,7 +299,7 @@ def test_lightnings_checkpoints_hold_the_marker(tmp_path: Path) -> None:
 def test_manual_optimisation_is_told_what_to_do(tmp_path: Path) -> None:
     module, run, _ = lit(1, marker(), tmp_path)
     module.automatic_optimization = False
-    with pytest.raises(UsageError, match="marker.penalty"):
+    with pytest.raises(UsageError, match=r"marker\.penalty"):
         run.fit(module, torch.utils.data.DataLoader(PARTS, batch_size=None))
 
 
