@@ -66,8 +66,10 @@ def worst(a: list[torch.Tensor], b: list[torch.Tensor]) -> float:
 
 
 @pytest.mark.parametrize("case", RIGHT)
-def test_gradients_and_weights_are_those_of_one_process(done: Path, case: str) -> None:
+def test_gradients_and_weights_are_those_of_one_process(done: Path, case: str, record_property: Any) -> None:
     alone = ranked.run(case, 0, 1)
+    for name in ("gradients", "weights"):
+        record_property(name, max(worst(found[name], alone[name]) for found in both(done, case)))
     for found in both(done, case):
         assert worst(found["gradients"], alone["gradients"]) < WRONG
         assert worst(found["weights"], alone["weights"]) < 10 * WRONG  # after a dozen steps
@@ -98,6 +100,7 @@ def test_the_verdict_is_that_of_one_process(done: Path, case: str) -> None:
 
 
 @pytest.mark.parametrize("case", REFUSED)
-def test_what_cant_be_right_is_refused_with_the_reason(done: Path, case: str) -> None:
+def test_what_cant_be_right_is_refused_with_the_reason(done: Path, case: str, record_property: Any) -> None:
+    record_property("refusal", both(done, case)[0]["refused"])
     for found in both(done, case):
         assert all(word in found["refused"] for word in REFUSED[case])

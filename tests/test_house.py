@@ -13,7 +13,10 @@ from pathlib import Path
 import pytest
 
 LONGEST = 300
-HEAVY = {"matplotlib", "sklearn", "onnx", "onnxruntime", "httpx2", "torchao", "transformers"}
+HEAVY = {
+    *("matplotlib", "sklearn", "onnx", "onnxruntime", "httpx2", "torchao"),
+    *("transformers", "accelerate", "lightning", "peft"),
+}
 TEXT = {".md", ".py", ".toml", ".txt", ".html", ".css", ".jinja", ".j2", ".json", ".cfg", ".yaml", ".yml", ""}
 FOLDERS = ("src", "tests", "docs", "benchmarks", "examples", "tools", ".ci")
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:root|work|tmp|home/\w+)/")

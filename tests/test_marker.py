@@ -167,6 +167,55 @@ def test_the_same_seed_gives_the_same_penalties() -> None:
     assert runs[0] == runs[1] != runs[2]
 
 
+@pytest.mark.parametrize("scale", [1.0, 1024.0])
+def test_lean_is_the_same_gradient(scale: float) -> None:
+    """Beside a task, scaled as GradScaler does, and with weights that the penalty doesn't reach."""
+    runs = []
+    for lean in (False, True):
+        model = Noisy().eval()
+        model.idle = nn.Linear(2, 2)
+        penalty = make(lean=lean, weight=3.0, every=1).penalty(model, (X[:32], Y[:32]))
+        ((F.cross_entropy(model(X[:32])[0], Y[:32]) + penalty) * scale).backward()
+        runs.append([p.grad for p in model.parameters()])
+        assert penalty.item() > 0
+    assert runs[1][-1] is None
+    for a, b in zip(*runs, strict=True):
+        assert (a is None) == (b is None)
+        assert a is None or torch.allclose(a, b, rtol=1e-5, atol=1e-6 * scale)
+
+
+def test_lean_lets_the_graph_go() -> None:
+    import weakref
+
+    model, seen = network("vector"), []
+    model[0].register_forward_hook(lambda _, __, out: seen.append(weakref.ref(out)))
+    for lean in (False, True):
+        seen.clear()
+        penalty = make(lean=lean, weight=3.0, every=1, method="central-difference").penalty(
+            model, (X[:32], Y[:32])
+        )
+        assert (seen[-1]() is None) == lean
+        del penalty
+
+
+def test_scaled_losses_train_like_unscaled_ones() -> None:
+    runs = []
+    for scaled in (False, True):
+        model, marker = network("vector"), make(every=2)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        scaler = torch.amp.GradScaler("cpu", enabled=scaled)
+        for step in range(6):
+            part = slice(32 * step, 32 * step + 32)
+            loss = F.cross_entropy(model(X[part]), Y[part]) + marker.penalty(model, (X[part], Y[part]))
+            optimizer.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        runs.append((list(model.parameters()), marker.state_dict()["numbers"]))
+    assert runs[0][1] == pytest.approx(runs[1][1], rel=1e-4)
+    assert all(torch.allclose(a, b, atol=1e-6) for a, b in zip(runs[0][0], runs[1][0], strict=True))
+
+
 @pytest.mark.parametrize("method", ["exact", "central-difference"])
 def test_autocast_is_no_obstacle(method: str) -> None:
     model, marker = network("vector"), make(method=method, weight=1.0, every=1)

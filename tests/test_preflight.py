@@ -6,17 +6,28 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from conformance import KEY, SPECS, inputs, network, same_world, scheme_for, world
 from gradmark.embed import Marker, check_method, choose_method
 from gradmark.errors import PreflightError
+from strange import (
+    STEREO,
+    VECTOR,
+    Attention,
+    Checkpointed,
+    Custom,
+    DeepSpeedEngine,
+    Frames,
+    Moody,
+    Stochastic,
+    Stuck,
+    WrongFirst,
+    WrongSquare,
+    seeded,
+)
 
 METHODS = ["exact", "central-difference"]
-VECTOR = inputs("vector", 8, seed=0)
-STEREO = inputs("stereo", 8, seed=0)
 
 
 def check(model: nn.Module, method: str, domain: str = "vector") -> Any:
@@ -29,70 +40,6 @@ def choose(model: nn.Module, wanted: str = "auto", domain: str = "vector") -> An
     scheme = scheme_for("filter-gradient", domain)
     batch = {"vector": VECTOR, "stereo": STEREO}[domain]
     return choose_method(scheme, scheme.mark(KEY, SPECS[domain]), model, batch, wanted)
-
-
-def seeded(make: Any) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return make()
-
-
-class Frames(nn.Module):
-    """A signal (2, 256) cut into 16 frames of 32 numbers, a layer on the frames, a linear head."""
-
-    def __init__(self, layer: nn.Module, wide: int) -> None:
-        super().__init__()
-        self.layer, self.head = layer, nn.Linear(wide, 10)
-
-    def forward(self, x: Tensor) -> Tensor:
-        frames = 10 * x.reshape(len(x), 16, 32)
-        if isinstance(self.layer, nn.MultiheadAttention):
-            return self.head(self.layer(frames, frames, frames, need_weights=False)[0].mean(1))
-        return self.head(self.layer(frames)[0].mean(1))
-
-
-class Attention(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.project = nn.Linear(32, 96)
-
-    def forward(self, x: Tensor) -> tuple[Tensor]:
-        q, k, v = self.project(x).chunk(3, -1)
-        return (F.scaled_dot_product_attention(q[:, None], k[:, None], v[:, None])[:, 0],)
-
-
-class WrongSquare(torch.autograd.Function):
-    """x squared, with a backward that hides from a second differentiation."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        ctx.twice = 2 * x.detach()
-        return x * x
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] * ctx.twice
-
-
-class WrongFirst(torch.autograd.Function):
-    """x, with a first derivative that is wrong already."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        return x * 1.0
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return gradients[0] * 0.5
-
-
-class Custom(nn.Module):
-    def __init__(self, function: Any) -> None:
-        super().__init__()
-        self.first, self.last, self.function = nn.Linear(20, 16), nn.Linear(16, 10), function
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.last(torch.tanh(self.function(self.first(x))))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -159,16 +106,6 @@ def test_a_wrong_first_derivative_is_caught() -> None:
     assert refusal.value.fix
 
 
-class Checkpointed(nn.Module):
-    def __init__(self, reentrant: bool) -> None:
-        super().__init__()
-        self.body, self.reentrant = network("vector"), reentrant
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden = self.body[0](x)
-        return self.body[1:](checkpoint(torch.tanh, hidden, use_reentrant=self.reentrant))
-
-
 def test_checkpointing() -> None:
     assert check(Checkpointed(False), "exact").ok
     assert check(Checkpointed(False), "central-difference").ok
@@ -194,15 +131,6 @@ def test_reentrant_checkpointing_trains_like_none(every: int) -> None:
     assert runs[0][1] == pytest.approx(runs[1][1])
 
 
-class Stochastic(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = network("vector")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(F.dropout(x, 0.5, training=True))
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_stochastic_forward_is_refused(method: str) -> None:
     with torch.random.fork_rng():
@@ -224,18 +152,6 @@ def test_frozen_and_dead_models_are_refused(method: str) -> None:
     assert "zero" in found.reason or "disagrees" in found.reason  # cancellation may leave 1e-17
 
 
-class Stuck(nn.Module):
-    def __init__(self, body: nn.Module) -> None:
-        super().__init__()
-        self.body = body
-
-    def __deepcopy__(self, memo: Any) -> Any:
-        raise TypeError("never copied")
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.body(x)
-
-
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_that_cant_be_copied_is_checked_as_it_is(method: str) -> None:
     """And its weights are afterwards what they were, bit for bit, whatever backward is pending."""
@@ -248,18 +164,6 @@ def test_a_model_that_cant_be_copied_is_checked_as_it_is(method: str) -> None:
     assert same_world(before, world(model))
     pending.backward()
     assert not check(Stuck(seeded(lambda: Custom(WrongFirst.apply))), method).ok
-
-
-class Moody(nn.Module):
-    """Right in float64, and silent in every other precision."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = network("vector")
-
-    def forward(self, x: Tensor) -> Tensor:
-        scores = self.body(x)
-        return scores if x.dtype == torch.float64 else scores.detach() + 0.1 * scores
 
 
 def test_the_model_itself_is_asked_too() -> None:
@@ -297,12 +201,6 @@ def test_compiled_models_run_as_written(method: str, inside: bool) -> None:
     model = body if inside else torch.compile(body, backend="aot_eager")
     model(VECTOR[0])
     assert check(model, method).ok
-
-
-class DeepSpeedEngine(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.module = network("vector")
 
 
 def test_deepspeed_is_refused() -> None:

@@ -66,3 +66,18 @@ def plain_arrays(seed: int = 0) -> dict[str, np.ndarray]:
     generator = torch.Generator().manual_seed(seed)
     x = torch.rand(64, 1, 8, 8, generator=generator).numpy()
     return {"x": x, "y": np.arange(64) % 10}
+
+
+class Noisy(nn.Module):
+    """Scores that change from call to call, as dropout without an eval mode makes them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = net()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.body(nn.functional.dropout(x, 0.5, training=True))
+
+
+def noisy() -> nn.Module:
+    return Noisy()

@@ -184,7 +184,6 @@ def main() -> None:
 
 import gradmark.cli_audit  # noqa: E402
 import gradmark.cli_bench  # noqa: E402
-import gradmark.cli_bench  # noqa: E402
 import gradmark.cli_preflight  # noqa: E402
 import gradmark.cli_trace  # noqa: E402, F401  more commands, listed after these
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradmark.embed.modes import penalty_mode
 from gradmark.embed.preflight import METHODS, choose_method
 from gradmark.embed.ranks import Ranks
-from gradmark.embed.wrappers import bare, needs_whole_backward, trainable, weight_gradients
+from gradmark.embed.wrappers import at_once, bare, needs_whole_backward, trainable, weight_gradients
 from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Batch, Choosy, ModelSpec, Scheme, TestName
@@ -57,7 +57,9 @@ class Marker:
     the mean reading, in logits and less what is natural, at which a bit counts as placed (by default
     the scheme's). ``method`` is ``exact`` (double
     backward), ``central-difference`` or ``auto``: the preflight on the first batch checks it
-    and picks, or raises PreflightError. ``task_loss`` maps (scores, labels) to the task's loss.
+    and picks, or raises PreflightError. ``task_loss`` maps (scores, labels) to the task's loss. ``lean``
+    takes the penalty's gradient at once and lets its graph go: call ``penalty`` before the task's
+    forward pass, and a step's peak memory is the greater of both instead of their sum.
 
     Where a process group is running, all its processes make the same calls and carry one mark together
     (:mod:`gradmark.embed.ranks`): ``carriers`` counts the inputs of all of them. Add the penalty to the
@@ -78,6 +80,7 @@ class Marker:
         every: int = 4,
         margin: float | None = None,
         method: str = "auto",
+        lean: bool = False,
         test: TestName = "signed-rank",
         seed: int = 0,
         task_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
@@ -97,7 +100,7 @@ class Marker:
         self.mark = scheme.mark(key, spec)
         self.target_log10_p, self.margin, self.carriers, self.every = target_log10_p, margin, carriers, every
         self.strength = budget * STRENGTH_PER_POINT if strength is None else strength
-        self.fixed_weight, self.method, self.task_loss = weight, method, task_loss
+        self.fixed_weight, self.method, self.task_loss, self.lean = weight, method, task_loss, lean
         self.generator = torch.Generator().manual_seed(seed)
         self.parts: tuple[int, ...] = getattr(self.mark, "sizes", (len(self.mark.bits),))
         n = len(self.mark.bits)
@@ -154,7 +157,8 @@ class Marker:
                 self._balance(model, loss, own)
                 self._keep_step(ranks, batch[0])
         self._penalties += 1
-        return loss * self._weight
+        loss = loss * self._weight
+        return at_once(loss, model) if self.lean else loss
 
     def status(self) -> MarkStatus:
         """Bits matched and the p-value expected of a verification, from recent training carriers."""

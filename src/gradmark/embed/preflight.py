@@ -32,9 +32,11 @@ the very finite step that a black-box reading takes."""
 TOLERANCE = 1e-3
 """Of the float64 copy against a finite difference."""
 IN_PLACE = 0.05
-"""Of float32 gradients against the copy's, and of what can't be copied against its own differences."""
-HALF = 0.7
-"""Of gradients in half precision against the copy's: what a wrong sign, factor or lost part exceeds."""
+"""Of what can't be copied against its own differences, in float32."""
+OWN = 0.3
+"""Of float32 gradients against the copy's: tf32 stays below it. Half precision's noise has no such bound."""
+SHARE = 0.5
+"""By which its share along the copy's may miss 1: a wrong sign, a factor or a lost part does by more."""
 _STEP = 1e-8  # relative to the norm of the weights
 _STEP_IN_PLACE = 2e-4
 _DIRECTIONS = 3
@@ -163,10 +165,11 @@ def _beside(model: nn.Module, found: Check, known: list[Tensor], reading: Callab
             gradient = weight_gradients(value, weights, whole=needs_whole_backward(model, value))
         except Exception as cause:  # as above; in the user's own precision other kernels run
             return replace(found, ok=False, reason=brief(cause))
-    apart = [k if g is None else g.double() - k for g, k in zip(gradient, known, strict=True)]
+    apart = [k if g is None else k - g.double() for g, k in zip(gradient, known, strict=True)]
     own = _size(apart) / _size(known)
     half = torch.is_autocast_enabled(_device(model)) or any(w.dtype in _HALVES for w in weights)
-    ok = own <= (HALF if half else IN_PLACE)
+    share = 1 - _total(_along(apart, known), known) / _size(known) ** 2
+    ok = abs(share - 1) <= SHARE and (half or own <= OWN)
     reason = "" if ok else "the model's own gradient disagrees with that of its float64 copy"
     return replace(found, ok=ok, own=own, reason=reason)
 
@@ -219,9 +222,13 @@ def _total(x: Tensor, weights: Sequence[Tensor]) -> float:
     return float(x)
 
 
+def _along(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
+    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+
+
 def _size(tensors: Sequence[Tensor]) -> float:
     squares = torch.stack([_local(t).double().square().sum() for t in tensors]).sum()
-    return _total(squares, tensors) ** 0.5
+    return float(_total(squares, tensors) ** 0.5)
 
 
 def _device(model: nn.Module) -> str:

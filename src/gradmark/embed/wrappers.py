@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import BackwardCFunction
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gradmark.errors import PreflightError
@@ -115,7 +114,7 @@ def plain_kernels(model: nn.Module, exact: bool) -> Iterator[None]:
 @contextmanager
 def _without_onednn() -> Iterator[None]:
     """As ``torch.backends.mkldnn.flags(enabled=False)``, which warns of tf32 on machines without it."""
-    flags = torch.backends.mkldnn.set_flags
+    flags: Any = torch.backends.mkldnn.set_flags
     before, *_ = flags(False, None, None, None)
     try:
         yield
@@ -137,11 +136,38 @@ def weight_gradients(
     try:
         for w in weights:
             w.grad = None
-        loss.backward(retain_graph=retain)  # type: ignore[no-untyped-call]
+        loss.backward(retain_graph=retain)
         return [w.grad for w in weights]
     finally:
         for w, gradient in zip(weights, before, strict=True):
             w.grad = gradient
+
+
+class _Given(torch.autograd.Function):
+    """A value whose gradients are known: ``apply(value, *weights, *gradients)``."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, *given: Tensor | None) -> Tensor:
+        ctx.gradients = given[len(given) // 2 :]
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        known = [None if g is None else upstream[0].to(g) * g for g in ctx.gradients]
+        return (None, *known, *(None for _ in known))
+
+
+def at_once(loss: Tensor, model: nn.Module) -> Tensor:
+    """``loss`` with its gradients taken already, so that its graph is gone before the next one is built.
+
+    FSDP2 takes a gradient only in the step's own backward pass; there ``loss`` stays as it is.
+    """
+    if sharded(model):
+        return loss
+    weights = trainable(model)
+    gradients = weight_gradients(loss, weights, whole=needs_whole_backward(model, loss))
+    found: Tensor = _Given.apply(loss.detach(), *weights, *gradients)  # type: ignore[no-untyped-call]
+    return found
 
 
 def needs_whole_backward(model: nn.Module, output: Tensor) -> bool:
@@ -160,9 +186,11 @@ def operations(output: Tensor) -> tuple[Counter[str], Counter[str]]:
         if node is None or node in seen:
             continue
         seen.add(node)
-        names[node.name()] += 1
-        if isinstance(node, BackwardCFunction) and not type(node).__module__.startswith("torch."):
-            custom[node.name()] += 1
+        name = str(node.name())
+        names[name] += 1
+        written = getattr(type(node), "_forward_cls", None)  # a custom Function's own class
+        if written is not None and not written.__module__.startswith("torch."):
+            custom[name] += 1
         todo += [edge[0] for edge in node.next_functions]
     return names, custom
 
