@@ -126,3 +126,20 @@ class DeepSpeedEngine(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.module = network("vector")
+
+
+class Remembering(nn.Module):
+    """Batch norm and dropout in a block that is checkpointed, or not."""
+
+    def __init__(self, checkpointed: bool, reentrant: bool = False) -> None:
+        super().__init__()
+        body = network("vector")
+        self.first, self.last = body[0], body[-1]
+        self.block = nn.Sequential(nn.BatchNorm1d(64), nn.Tanh(), nn.Dropout(0.5))
+        self.checkpointed, self.reentrant = checkpointed, reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = self.first(x)
+        if self.checkpointed:
+            return self.last(checkpoint(self.block, hidden, use_reentrant=self.reentrant))
+        return self.last(self.block(hidden))

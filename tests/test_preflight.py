@@ -20,6 +20,7 @@ from strange import (
     DeepSpeedEngine,
     Frames,
     Moody,
+    Remembering,
     Stochastic,
     Stuck,
     WrongFirst,
@@ -113,6 +114,20 @@ def test_checkpointing() -> None:
     assert not reentrant.ok
     assert "heckpoint" in reentrant.reason
     assert choose(Checkpointed(True)).method == "central-difference"  # first order, by a backward pass
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_what_is_checkpointed_runs_again_as_the_penalty_ran_it(reentrant: bool) -> None:
+    """The step's own backward comes in training mode, with dropout and running statistics."""
+    runs = []
+    for model in (Remembering(False), Remembering(True, reentrant)):
+        marker = Marker(scheme_for("filter-gradient", "vector"), KEY, SPECS["vector"], every=1, weight=1.0)
+        penalty = marker.penalty(model.train(), VECTOR)
+        penalty.backward()
+        runs.append([p.grad for p in model.parameters()] + [penalty])
+        assert torch.equal(model.block[0].running_mean, torch.zeros(64))
+    for a, b in zip(*runs, strict=True):
+        assert torch.allclose(a, b, atol=1e-7)
 
 
 @pytest.mark.parametrize("every", [1, 3])

@@ -52,7 +52,7 @@ CASES: dict[str, tuple[Any, str, str, list[bool]]] = {
     "LSTM": (lstm, "stereo", "a fused RNN", [True, True]),
     "batch norm": (normed, "vector", "batch norm in training", [True, True]),
     "torch.compile": (compiled, "vector", "torch.compile", [True, True]),
-    "checkpointing": (lambda: strange.Checkpointed(False), "vector", "", [True, True]),
+    "checkpointing": (lambda: strange.Remembering(True), "vector", "checkpointing", [True, True]),
     "reentrant checkpointing": (
         lambda: strange.Checkpointed(True), "vector", "reentrant checkpointing", [True, False],
     ),

@@ -107,6 +107,7 @@ class Marker:
         self.limits: Tensor = getattr(self.mark, "limits", torch.ones(n, dtype=torch.float64))
         self._readings, self._seen = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
         self._steps, self._penalties, self._push, self._weight = 0, 0, 1.0, 0.0
+        self._recomputes = False
         self._task_norm = self._penalty_norm = self._task_peak = self._penalty_peak = 0.0
 
     def __repr__(self) -> str:
@@ -133,7 +134,8 @@ class Marker:
         if not self._rides(some[1]):
             return torch.zeros((), device=device)
         if self.method == "auto" or self._penalties == 0:
-            self.method = choose_method(self.scheme, self.mark, model, some, self.method).method
+            check = choose_method(self.scheme, self.mark, model, some, self.method)
+            self.method, self._recomputes = check.method, check.recomputes
         balancing = self._penalties % _BALANCE_EVERY == 0
         share = self.method != "exact" and not balancing and not isinstance(model, View)
         with penalty_mode(model, self.method), ranks.sharing(model, share):
@@ -156,9 +158,12 @@ class Marker:
             if balancing:
                 self._balance(model, loss, own)
                 self._keep_step(ranks, batch[0])
+            loss = loss * self._weight
+            # What is checkpointed runs again in the backward pass, which has to come in this mode.
+            if self.lean or self._recomputes:
+                loss = at_once(loss, model)
         self._penalties += 1
-        loss = loss * self._weight
-        return at_once(loss, model) if self.lean else loss
+        return loss
 
     def status(self) -> MarkStatus:
         """Bits matched and the p-value expected of a verification, from recent training carriers."""
@@ -185,6 +190,7 @@ class Marker:
                 *(self._task_norm, self._penalty_norm, self._task_peak, self._penalty_peak),
             ],
             "method": self.method,
+            "recomputes": self._recomputes,
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,7 +199,7 @@ class Marker:
         self._steps, self._penalties = int(state["numbers"][0]), int(state["numbers"][1])
         self._push, self._weight, self._task_norm, self._penalty_norm = state["numbers"][2:6]
         self._task_peak, self._penalty_peak = state["numbers"][6:]
-        self.method = state["method"]
+        self.method, self._recomputes = state["method"], bool(state.get("recomputes", False))
 
     def _watch(self, signed: Tensor, index: Tensor) -> None:
         """Keep a running mean of every bit's reading over as many inputs as a verification uses."""

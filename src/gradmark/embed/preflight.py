@@ -12,11 +12,13 @@ copy's. A model that can't be copied (FSDP2) is held against a coarser finite di
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from gradmark.embed.modes import penalty_mode
 from gradmark.embed.ranks import Ranks
@@ -41,6 +43,8 @@ _STEP = 1e-8  # relative to the norm of the weights
 _STEP_IN_PLACE = 2e-4
 _DIRECTIONS = 3
 _TWICE = "reentrant checkpointing under DDP reduces a weight twice in a step with a penalty"
+_MOODY = "checkpointed dropout or batch norm under FSDP2 runs again in another mode than before"
+_MOODS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 _HALVES = (torch.float16, torch.bfloat16)
 
 
@@ -50,6 +54,7 @@ class Check:
 
     ``error``: against a finite difference, relative to the larger of the two derivatives. ``own``: the
     model's own gradient against the copy's, relative norm of the difference; None where there is no copy.
+    ``recomputes``: modules run again in the backward pass (checkpointing).
     """
 
     method: str
@@ -57,6 +62,7 @@ class Check:
     error: float
     reason: str = ""
     own: float | None = None
+    recomputes: bool = False
 
 
 def check_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, method: str) -> Check:
@@ -134,9 +140,12 @@ def _judged(
             whole = needs_whole_backward(model, value)
             if whole and not sharded(model) and Ranks.here().size > 1:
                 return Check(method, False, float("nan"), _TWICE), None
-            gradient = weight_gradients(value, weights, whole=whole)
+            with _forwards() as again:
+                gradient = weight_gradients(value, weights, whole=whole)
         except Exception as cause:  # a stranger's forward or backward may raise anything
             return Check(method, False, float("nan"), brief(cause)), None
+        if again and sharded(model) and any(isinstance(m, _MOODS) for m in model.modules()):
+            return Check(method, False, float("nan"), _MOODY), None
         known = [torch.zeros_like(w) if g is None else g for w, g in zip(weights, gradient, strict=True)]
         size = _size(known)
         if size == 0 or not torch.isfinite(torch.tensor(size)):
@@ -147,7 +156,18 @@ def _judged(
         )
     ok = worst <= tolerance
     reason = "" if ok else "the gradient disagrees with a finite difference"
-    return Check(method, ok, worst, reason), known
+    return Check(method, ok, worst, reason, recomputes=bool(again)), known
+
+
+@contextmanager
+def _forwards() -> Iterator[list[str]]:
+    """Names of the modules whose ``forward`` runs meanwhile: in a backward pass, the checkpointed ones."""
+    found: list[str] = []
+    hook = register_module_forward_pre_hook(lambda module, _: found.append(type(module).__name__))
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 def _in_place(model: nn.Module, method: str, reading: Callable[[], Tensor]) -> Check:

@@ -71,6 +71,11 @@ def survey(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, wanted: s
     few = some_carriers(scheme, mark, batch)
     findings = (*_wrappers(model), *_inside(model, few))
     checks = tuple(check_method(scheme, mark, model, few, m) for m in METHODS if wanted in ("auto", m))
+    if any(c.recomputes for c in checks):
+        findings = (
+            *findings,
+            Finding("checkpointing", "the gradient is taken at once, in the penalty's mode"),
+        )
     right = next((c.method for c in checks if c.ok), None)
     reason = "" if right else "; ".join(f"{c.method}: {c.reason}" for c in checks)
     return Preflight(right, findings, checks, reason)
