@@ -72,7 +72,7 @@ class MarkedTrainerMixin:
         """As the Trainer's, with the marker's state."""
         place = resume_from_checkpoint
         if place is True:
-            place = get_last_checkpoint(self.args.output_dir)  # type: ignore[attr-defined]
+            place = get_last_checkpoint(self.args.output_dir)  # type: ignore[attr-defined, no-untyped-call]
         if place:
             load_marker(self.marker, Path(place))
         return super().train(resume_from_checkpoint, *args, **more)  # type: ignore[misc]
@@ -85,11 +85,11 @@ class MarkedTrainerMixin:
         return bool(by_model or self.compute_loss_func is not None)  # type: ignore[attr-defined]
 
 
-class MarkedTrainer(MarkedTrainerMixin, Trainer):  # type: ignore[misc]
+class MarkedTrainer(MarkedTrainerMixin, Trainer):
     """``transformers.Trainer`` that marks what it trains."""
 
 
-class _Saved(TrainerCallback):  # type: ignore[misc]
+class _Saved(TrainerCallback):
     def __init__(self, marker: Marker) -> None:
         self.marker = marker
 
