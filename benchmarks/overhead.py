@@ -2,9 +2,9 @@
 
     python benchmarks/overhead.py [resnet20 bert gpt2] [--rounds 5]
 
-Seconds are CPU seconds of one thread, since neighbours on the machine stretch all others; plain steps,
-steps with a penalty and steps that look at gradient norms too (every 16th penalty) are timed in turn, and
-``ratio`` is that of a whole period: (plain + (penalty - plain) / every) / plain. Memory is the peak of the
+Seconds are CPU seconds of one thread, since neighbours on the machine stretch all others. Plain steps and
+each kind of step with a penalty (all parts, some of them, a look at gradient norms on every 16th) are timed
+in turn, and ``ratio`` is that of a whole period of 16 penalties and the plain steps between them. Memory is the peak of the
 resident set over that before the network was built, each side in a process of its own; the preflight
 runs once before the first step and is given apart. Finished networks are kept: delete their file to repeat.
 """
@@ -33,10 +33,18 @@ from gradmark.bench.networks import ResNet
 
 RESULTS = Path(__file__).parent / "results" / "overhead"
 BALANCE = 16  # penalties between two looks at the gradient norms
-SETTINGS = {
+SETTINGS: dict[str, dict[str, Any]] = {
     "default": {"carriers": 32, "every": 4},
-    "lean": {"carriers": 16, "every": 8, "lean": True},
+    "lean": {"carriers": 32, "every": 4, "lean": True},
+    "placed": {"carriers": 32, "every": 4, "lean": True, "ease": True},
 }
+ALL, PARTS = [0, 1, 2], {"filter": [0, 1], "trigger": [1, 2], "classes": [1]}
+PERIOD = {
+    "default": {"penalty": 15, "balance": 1},
+    "lean": {"penalty": 15, "balance": 1},
+    "placed": {"classes": 12, "trigger": 2, "filter": 1, "balance": 1},
+}
+"""How often each kind of penalty comes in 16; ``placed``: filter and triggers are, wrong classes never are."""
 
 
 class Embedded(nn.Module):
@@ -112,7 +120,7 @@ class Loop:
         self.marker.load_state_dict(state)
 
     def step(self, kind: str) -> float:
-        """CPU seconds of a step: plain, penalty or balance."""
+        """CPU seconds of a step: plain, with all parts, with some, or with a look at gradient norms."""
         start = time.process_time()
         penalty = None
         if kind != "plain":
@@ -121,6 +129,7 @@ class Loop:
             state["numbers"][0] = 0
             state["numbers"][1] = BALANCE if kind == "balance" else 1
             self.marker.load_state_dict(state)
+            self.marker._due = lambda _: PARTS.get(kind, ALL)  # type: ignore[method-assign]
             penalty = self.marker.penalty(self.net, (self.x, self.y))
         loss = F.cross_entropy(self.net(self.x), self.y)
         if penalty is not None:
@@ -134,19 +143,17 @@ class Loop:
 def seconds(case: Case, side: str, rounds: int) -> dict[str, Any]:
     """Medians of interleaved steps, and the ratio of a period."""
     loop = Loop(case, side)
-    start = time.process_time()
     loop.step("plain")
     assert loop.marker is not None
+    start = time.process_time()
     loop.marker.penalty(loop.net, (loop.x, loop.y)).backward()
     first = time.process_time() - start
-    loop.step("penalty")
-    rows: list[dict[str, float]] = []
-    for _ in range(rounds):
-        rows.append({kind: loop.step(kind) for kind in ("plain", "penalty", "balance")})
+    rows = [{kind: loop.step(kind) for kind in ("plain", *PERIOD[side])} for _ in range(rounds)]
     every = loop.marker.every
-    ratios = [
-        1 + ((15 * r["penalty"] + r["balance"]) / BALANCE - r["plain"]) / (every * r["plain"]) for r in rows
-    ]
+    ratios = []
+    for r in rows:
+        mean = sum(often * r[kind] for kind, often in PERIOD[side].items()) / BALANCE
+        ratios.append(1 + (mean - r["plain"]) / (every * r["plain"]))
     return {
         "carriers": loop.marker.carriers,
         "every": every,
@@ -180,6 +187,7 @@ def memory(name: str, side: str) -> dict[str, int]:
     else:
         for kind in kinds:
             loop.step(kind)
+            gc.collect()
     return {"peak": resident("VmHWM") - before}
 
 
@@ -199,9 +207,9 @@ def one(name: str, rounds: int) -> dict[str, Any]:
     plain = apart(name, "plain")
     row["memory"] = {"plain": plain} | {
         side: {"bytes": (peak := apart(name, side)), "ratio": peak / plain}
-        for side in (*SETTINGS, *(("lean with preflight",) if name == "resnet20" else ()))
+        for side in ("default", "lean", *(("lean with preflight",) if name == "resnet20" else ()))
     }
-    row["time"] = {side: seconds(case, side, rounds) for side in SETTINGS}
+    row["time"] = {side: seconds(case, side, rounds) for side in ("default", "placed")}
     return row
 
 

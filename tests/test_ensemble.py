@@ -14,6 +14,7 @@ from conformance import KEY, SPECS, Counting, inputs, network, white
 from gradmark import catalog
 from gradmark.codec import MarkFile
 from gradmark.commands.job import EmbedJob
+from gradmark.embed import Marker
 from gradmark.ensemble import Ensemble
 from gradmark.errors import MarkFileError, UnknownNameError, UsageError
 from gradmark.schemes.class_contrast import ClassContrast
@@ -251,3 +252,45 @@ def test_probes_are_numbered_through(method: str, parts: tuple[Any, ...]) -> Non
     ]
     signed.sum().backward()
     assert all(weight.grad is not None for weight in model.parameters() if weight.dim() > 1)
+
+
+# --- parts that are placed --------------------------------------------------------------------------------
+
+
+def test_probing_some_parts_is_probing_them_alone() -> None:
+    """Same numbers of bits, same values, whatever the others are."""
+    model, single = network("grey"), Ensemble((CLASS,))
+    alone = single.probe(single.mark(KEY, SPEC), model, POOL, torch.Generator(), "central-difference")
+    mark = BOTH.mark(KEY, SPEC)
+    some = BOTH.probe(mark, model, POOL, torch.Generator(), "central-difference", only=[1])
+    assert torch.equal(some[0], alone[0])
+    assert torch.equal(some[1], alone[1] + 13)
+
+
+def test_ease_leaves_out_what_is_placed() -> None:
+    """All at first; then the part that falls short, and the placed one on every eighth penalty."""
+    asked: list[int] = []
+    model = network("grey")
+    model.register_forward_hook(lambda _, given, __: asked.append(len(given[0])))
+    for ease in (False, True):
+        marker = Marker(
+            BOTH, KEY, SPEC, ease=ease, every=1, carriers=10, weight=1.0, method="central-difference"
+        )
+        full = torch.cat([torch.full((13,), 5.0), torch.zeros(21)]).double()
+        rows, penalties = [], []
+        for _ in range(17):
+            marker.load_state_dict({**marker.state_dict(), "readings": full})
+            asked.clear()
+            penalties.append(marker.penalty(model, POOL))
+            rows.append(sum(asked))
+        filtered = [n >= 30 for n in rows[1:]]  # the first call has the preflight
+        assert filtered == ([True] * 16 if not ease else [i % 8 == 0 for i in range(1, 17)])
+        assert all(p.item() > 0 for p in penalties)
+
+
+def test_ease_stops_where_nothing_is_left_to_do() -> None:
+    marker = Marker(BOTH, KEY, SPEC, ease=True, every=1, carriers=10, weight=1.0)
+    marker.penalty(network("grey"), POOL)
+    marker.load_state_dict({**marker.state_dict(), "readings": torch.full((34,), 5.0).double()})
+    found = [marker.penalty(network("grey"), POOL).requires_grad for _ in range(1, 9)]
+    assert found == [(i % 8 == 0) or ((i + 1) % 8 == 0) for i in range(1, 9)]

@@ -6,6 +6,7 @@ absent, and Fisher's combination of them is exact again (:func:`gradmark.stats.r
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -98,16 +99,27 @@ class Ensemble:
         return EnsembleMark(spec, tuple(part.mark(key, spec) for part in self.parts), shares)
 
     def probe(
-        self, mark: EnsembleMark, model: nn.Module, batch: Batch, generator: torch.Generator, method: Any
+        self,
+        mark: EnsembleMark,
+        model: nn.Module,
+        batch: Batch,
+        generator: torch.Generator,
+        method: Any,
+        only: Collection[int] | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """All parts' readings (m, 1), each in units of its own margin, and the bits' numbers (m, 1)."""
-        values, numbers, first, total = [], [], 0, sum(mark.sizes)
-        for scheme, part in zip(self.parts, mark.parts, strict=True):
+        """All parts' readings (m, 1), each in units of its own margin, and the bits' numbers (m, 1).
+
+        ``only``: numbers of the parts to probe, one at least; by default all of them.
+        """
+        values, numbers, total = [], [], sum(mark.sizes)
+        starts = [sum(mark.sizes[:i]) for i in range(len(self.parts))]
+        for i, (scheme, part, first) in enumerate(zip(self.parts, mark.parts, starts, strict=True)):
+            if only is not None and i not in only:
+                continue
             signed, index = scheme.probe(part, model, batch, generator, method)
             real = index < len(part.bits)
             numbers.append(torch.where(real, index + first, total).reshape(-1, 1))
             values.append(signed.reshape(-1, 1) / getattr(scheme, "margin", 1.0))
-            first += len(part.bits)
         # Parts weigh the same in the penalty's mean, however many numbers each of them reads.
         most = max(len(v) for v in values)
         often = [most // max(1, len(v)) for v in values]

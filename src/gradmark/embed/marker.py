@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gradmark.embed.modes import penalty_mode
 from gradmark.embed.preflight import METHODS, choose_method
 from gradmark.embed.ranks import Ranks
-from gradmark.embed.wrappers import at_once, bare, needs_whole_backward, trainable, weight_gradients
+from gradmark.embed.wrappers import at_once, bare, needs_whole_backward, norm_of, trainable, weight_gradients
 from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Batch, Choosy, ModelSpec, Scheme, TestName
@@ -29,6 +29,8 @@ _SMOOTH = 0.8
 _FLOOR = 0.05  # of the largest task gradient seen: a memorised task must not silence the mark
 _CEILING = 10.0  # on how far the weight may follow a penalty's gradient that its gates have closed
 _LIGHTEST = 0.02
+_PLACED = 0.1  # mean shortfall of its bits, in margins, at which a part counts as placed
+_REST = 8  # penalties between two looks at a part that is placed
 _HEADROOM = 4.0
 
 
@@ -59,7 +61,8 @@ class Marker:
     backward), ``central-difference`` or ``auto``: the preflight on the first batch checks it
     and picks, or raises PreflightError. ``task_loss`` maps (scores, labels) to the task's loss. ``lean``
     takes the penalty's gradient at once and lets its graph go: call ``penalty`` before the task's
-    forward pass, and a step's peak memory is the greater of both instead of their sum.
+    forward pass, and a step's peak memory is the greater of both instead of their sum. ``ease`` leaves
+    out the parts of a mark that are placed, but for every eighth penalty, which sees whether they fade.
 
     Where a process group is running, all its processes make the same calls and carry one mark together
     (:mod:`gradmark.embed.ranks`): ``carriers`` counts the inputs of all of them. Add the penalty to the
@@ -81,6 +84,7 @@ class Marker:
         margin: float | None = None,
         method: str = "auto",
         lean: bool = False,
+        ease: bool = False,
         test: TestName = "signed-rank",
         seed: int = 0,
         task_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
@@ -100,7 +104,8 @@ class Marker:
         self.mark = scheme.mark(key, spec)
         self.target_log10_p, self.margin, self.carriers, self.every = target_log10_p, margin, carriers, every
         self.strength = budget * STRENGTH_PER_POINT if strength is None else strength
-        self.fixed_weight, self.method, self.task_loss, self.lean = weight, method, task_loss, lean
+        self.fixed_weight, self.method, self.task_loss = weight, method, task_loss
+        self.lean, self.ease = lean, ease
         self.generator = torch.Generator().manual_seed(seed)
         self.parts: tuple[int, ...] = getattr(self.mark, "sizes", (len(self.mark.bits),))
         n = len(self.mark.bits)
@@ -138,8 +143,12 @@ class Marker:
             self.method, self._recomputes = check.method, check.recomputes
         balancing = self._penalties % _BALANCE_EVERY == 0
         share = self.method != "exact" and not balancing and not isinstance(model, View)
+        due = self._due(balancing)
+        if not due:
+            self._penalties += 1
+            return torch.zeros((), device=device)
         with penalty_mode(model, self.method), ranks.sharing(model, share):
-            signed, index = self.scheme.probe(self.mark, model, some, self.generator, self.method)
+            signed, index = self._probe(model, some, due)
             if not bool(torch.isfinite(signed).all()):
                 raise ModelError(
                     "The model's answers to the penalty's probes are not finite: training has diverged",
@@ -151,10 +160,11 @@ class Marker:
             signed = signed - F.pad(expected, (0, 1)).to(signed)[index.clamp_max(len(expected))]
             # A bit pushes while its mean reading falls short of the margin, and each input while it
             # stays below a few margins: the mean is reached with the least disturbance.
-            short = (1 - (self._readings - expected) / (self.margin * self.limits)).clamp(0, 1)
+            short = self._short(expected)
             gate = short[index.cpu() % len(short)].to(signed)
             limit = self.limits[index.cpu() % len(short)].to(signed)
             loss = (gate * F.relu(limit - signed / (_HEADROOM * self.margin))).mean()
+            loss = loss if len(due) == len(self.parts) else loss * (len(due) / len(self.parts))
             if balancing:
                 self._balance(model, loss, own)
                 self._keep_step(ranks, batch[0])
@@ -201,6 +211,25 @@ class Marker:
         self._task_peak, self._penalty_peak = state["numbers"][6:]
         self.method, self._recomputes = state["method"], bool(state.get("recomputes", False))
 
+    def _due(self, every: bool) -> list[int]:
+        """Numbers of the mark's parts to probe now."""
+        parts = range(len(self.parts))
+        if every or not self.ease:
+            return list(parts)
+        short = self._short(self._natural()).split(self.parts)
+        return [i for i in parts if float(short[i].mean()) > _PLACED or (self._penalties + i) % _REST == 0]
+
+    def _short(self, expected: Tensor) -> Tensor:
+        """By what share (n,) of its own margin each bit's running reading falls short."""
+        return (1 - (self._readings - expected) / (self.margin * self.limits)).clamp(0, 1)
+
+    def _probe(self, model: nn.Module, some: Batch, due: list[int]) -> tuple[Tensor, Tensor]:
+        given: dict[str, Any] = {} if len(due) == len(self.parts) else {"only": due}
+        found: tuple[Tensor, Tensor] = self.scheme.probe(
+            self.mark, model, some, self.generator, self.method, **given
+        )
+        return found
+
     def _watch(self, signed: Tensor, index: Tensor) -> None:
         """Keep a running mean of every bit's reading over as many inputs as a verification uses."""
         n = len(self._readings)
@@ -245,8 +274,8 @@ class Marker:
             task = self.task_loss(unwrap(model(batch[0])), batch[1])
         whole = needs_whole_backward(model, task)
         norms = [
-            _norm(weight_gradients(task, weights, whole=whole)),
-            _norm(weight_gradients(loss, weights, whole=whole, retain=True)),
+            norm_of(weight_gradients(task, weights, whole=whole)),
+            norm_of(weight_gradients(loss, weights, whole=whole, retain=True)),
         ]
         smooth = _SMOOTH if self._penalties else 0.0
         self._task_norm = smooth * self._task_norm + (1 - smooth) * norms[0]
@@ -268,10 +297,3 @@ class Marker:
         now = {"readings": known[:n], "seen": known[n : 2 * n], "numbers": known[2 * n :].tolist()}
         if ranks.size > 1:
             self.load_state_dict({**self.state_dict(), **now})
-
-
-def _norm(gradients: list[Tensor | None]) -> float:
-    """The norm of all gradients together."""
-    norms = [g.float().norm() for g in gradients if g is not None]
-    whole = [n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]  # FSDP2 shards them
-    return float(torch.stack(whole).norm())

@@ -143,6 +143,12 @@ def weight_gradients(
             w.grad = gradient
 
 
+def norm_of(gradients: Sequence[Tensor | None]) -> float:
+    """The norm of all gradients together, of whole ones where FSDP2 shards them."""
+    norms = [g.float().norm() for g in gradients if g is not None]
+    return float(torch.stack([n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]).norm())
+
+
 class _Given(torch.autograd.Function):
     """A value whose gradients are known: ``apply(value, *weights, *gradients)``."""
 
