@@ -26,7 +26,10 @@ from gradmark.endpoint import serve
 from gradmark.keys import OwnerKey
 from gradmark.suspects import ModuleSuspect, load_weights
 
-COMMANDS = ("keygen", "demo", "embed", "verify", "bench", "attack", "audit")
+COMMANDS = (
+    *("keygen", "demo", "embed", "verify", "bench", "attack", "audit"),
+    *("preflight", "license", "trace"),
+)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
