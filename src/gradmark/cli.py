@@ -151,6 +151,9 @@ def verify(
     keys_tried: Annotated[
         int, typer.Option(help="Keys tried in this search; p is multiplied by it.", min=1)
     ] = 1,
+    seal: Annotated[
+        Path | None, typer.Option(help="The model's seal: tells as well whether it was modified.")
+    ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a report, .html or .pdf.")] = None,
     journal: Annotated[Path | None, typer.Option(help="Keep an endpoint's answers in this file.")] = None,
     batch_size: Annotated[int, typer.Option(help="Inputs in one request to an endpoint.", min=1)] = 64,
@@ -169,10 +172,10 @@ def verify(
     job = VerifyJob(
         suspect, data, None if key is None else key_of(key, passphrase_file), mark, linear_mark, model,
         access, queries, alpha, keys_tried, seed, report,  # type: ignore[arg-type]
-        Endpoint(batch_size, timeout, journal, parse_headers(header or [])), sequential,
+        Endpoint(batch_size, timeout, journal, parse_headers(header or [])), sequential, seal,
     )  # fmt: skip
     verdict = run_verify(job, err())
-    return show(CODES[verdict.outcome], as_json, verdict.to_json(), *verified(verdict, suspect, report))
+    return show(CODES[verdict.outcome], as_json, verdict.to_json(), *verified(verdict, suspect, report, seal))
 
 
 def main() -> None:
@@ -185,6 +188,7 @@ def main() -> None:
 import gradmark.cli_audit  # noqa: E402
 import gradmark.cli_bench  # noqa: E402
 import gradmark.cli_preflight  # noqa: E402
+import gradmark.cli_seal  # noqa: E402
 import gradmark.cli_trace  # noqa: E402, F401  more commands, listed after these
 
 if __name__ == "__main__":

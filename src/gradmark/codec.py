@@ -51,7 +51,7 @@ class MarkFile:
         _require(_is_int(self.carriers, 1, 10**6), "carriers", self.carriers)
         _require(_has_type(self.salt, bytes) and len(self.salt) == 16, "salt", "not 16 bytes")
         _require(_is_text(self.commitment, _SHA), "commitment", self.commitment)
-        object.__setattr__(self, "spec", _checked_spec(self.spec))
+        object.__setattr__(self, "spec", checked_spec(self.spec))
         for name in ("scheme_parameters", "extra"):
             value = getattr(self, name)
             _require(isinstance(value, dict), name, type(value).__name__)
@@ -145,7 +145,7 @@ class MarkFile:
         return cls(
             scheme=body["scheme"],
             scheme_parameters=body["parameters"],
-            spec=_spec_from(body["spec"]),
+            spec=spec_from(body["spec"]),
             test=body["test"],
             carriers=body["carriers"],
             salt=salt if salt.hex() == body["salt"] else b"",  # fromhex also takes spaces and capitals
@@ -212,7 +212,7 @@ def _is_finite(value: object) -> bool:
         return False
 
 
-def _spec_from(body: object) -> ModelSpec:
+def spec_from(body: object) -> ModelSpec:
     """The spec in a mark file's ``spec`` object, not yet checked for sense."""
     if not isinstance(body, dict):
         raise MarkFileError("The mark's spec makes no sense", expected="an object", found=type(body).__name__)
@@ -222,7 +222,7 @@ def _spec_from(body: object) -> ModelSpec:
     return ModelSpec(**{**body, "input_shape": tuple(shape)})
 
 
-def _checked_spec(spec: ModelSpec) -> ModelSpec:
+def checked_spec(spec: ModelSpec) -> ModelSpec:
     """``spec`` with floats as floats, so that equal specs have equal bytes; MarkFileError if absurd."""
     _require(isinstance(spec, ModelSpec), "spec", type(spec).__name__)
     _require(spec.domain in get_args(Domain), "domain", spec.domain)

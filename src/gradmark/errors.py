@@ -34,6 +34,10 @@ class MarkFileError(GradmarkError):
     """The mark file is missing, truncated, tampered with or of another format."""
 
 
+class SealFileError(GradmarkError):
+    """The seal is missing, truncated, tampered with or of another format."""
+
+
 class MismatchError(GradmarkError):
     """Key and mark don't belong together, or a mark doesn't fit the suspect or the data."""
 

@@ -86,7 +86,7 @@ def _floor(scores: Tensor) -> Tensor | None:
     if bool(((scores < 0) | (scores > 1)).any()):
         return None
     p = scores.double()
-    decimals = _decimals(p)
+    decimals = decimals_of(p)
     # a whole unit per class: some cut decimals off where others round
     slack = _SUM if decimals is None else max(_SUM, 10.0**-decimals * p.shape[1])
     excess, hidden = p.sum(1, keepdim=True) - 1, (p == 0).any(1, keepdim=True)
@@ -98,9 +98,9 @@ def _floor(scores: Tensor) -> Tensor | None:
     return torch.where(hidden, _HIDDEN * shown, 0.0).clamp_min(_LEAST)
 
 
-def _decimals(p: Tensor) -> int | None:
+def decimals_of(p: Tensor) -> int | None:
     """The fewest decimals, at most 6, that all scores are rounded to; None if they aren't."""
     for decimals in _DECIMALS:
-        if bool(((p - p.round(decimals=decimals)).abs() <= _FLOAT32 * p).all()):
+        if bool(((p - p.round(decimals=decimals)).abs() <= _FLOAT32 * p.abs()).all()):
             return decimals
     return None

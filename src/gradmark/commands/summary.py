@@ -8,7 +8,9 @@ from rich.table import Table
 
 from gradmark.commands.embed import Embedded
 from gradmark.protocols import Verdict
+from gradmark.report.seal import TENSOR_HEAD, answer, tensor_row
 from gradmark.report.words import by_chance
+from gradmark.seal import Checked, SealFile
 
 WORDS = {"owned": "MARK FOUND", "no-evidence": "NO EVIDENCE", "inconclusive": "INCONCLUSIVE"}
 
@@ -25,9 +27,26 @@ def sentence(verdict: Verdict) -> str:
     return f"{told} ({verdict.access}-box{asked})"
 
 
-def verified(verdict: Verdict, suspect: str, report: Path | None) -> list[str]:
+def whose(verdict: Verdict) -> str:
+    """Mark and seal together in words: ours untouched, ours modified, not ours, or inconclusive."""
+    if verdict.outcome == "inconclusive":
+        return "INCONCLUSIVE: whose it is couldn't be told."
+    if verdict.outcome == "no-evidence":
+        if verdict.modified is False:
+            return "The sealed model, untouched, but without evidence of this mark."
+        return "NOT OURS, as far as mark and seal can tell."
+    if verdict.modified is None:
+        return "OURS; whether it was modified couldn't be told."
+    return (
+        "OURS, MODIFIED since it was sealed." if verdict.modified else "OURS, UNTOUCHED since it was sealed."
+    )
+
+
+def verified(verdict: Verdict, suspect: str, report: Path | None, seal: Path | None = None) -> list[str]:
     """For ``gradmark verify``."""
     lines = [f"{suspect}: {sentence(verdict)}."]
+    if seal is not None:
+        lines.append(whose(verdict))
     if verdict.outcome == "inconclusive":
         lines.append(verdict.reason + ".")
     else:
@@ -37,6 +56,45 @@ def verified(verdict: Verdict, suspect: str, report: Path | None) -> list[str]:
     if report is not None:
         lines.append(f"Report: {report}")
     return lines
+
+
+def sealed(seal: SealFile, out: Path) -> list[Table | str]:
+    """For ``gradmark seal``."""
+    lines: list[Table | str] = [f"Sealed {len(seal.tensors)} tensors of {seal.model[:19]}… in {out}."]
+    if seal.probes is None:
+        return [*lines, "It has no probes: it can be published, and checks files with weights alone."]
+    table = Table("Answers show", "noise seen on any one weight tensor", title_justify="left")
+    for shown, limit in seal.limits().items():
+        table.add_row(shown, "not on all of them" if limit is None else f"{100 * limit:.2g} % of its size")
+    lines += [f"{len(seal.probes.x)} probes, which tell a changed model by its answers:", table]
+    return [
+        *lines,
+        f"Signed by {seal.signer}. Keep the seal private: who has the probes can train to pass them.",
+    ]
+
+
+def checked(found: Checked, suspect: str, report: Path | None) -> list[Table | str]:
+    """For ``gradmark check``."""
+    words = {
+        "intact": "INTACT",
+        "modified": "MODIFIED",
+        "other": "ANOTHER MODEL",
+        "inconclusive": "INCONCLUSIVE",
+    }
+    lines: list[Table | str] = [
+        f"{suspect}: {words[found.outcome]} ({found.access}-box, {found.queries} queries)."
+    ]
+    lines.append(answer(found, suspect))
+    if found.outcome == "intact" and found.access == "black" and found.limit is not None:
+        lines.append(f"Noise of {100 * found.limit:.2g} % on any one weight tensor would have shown.")
+    if found.tensors:
+        table = Table(*TENSOR_HEAD, title_justify="left")
+        for i in range(min(10, len(found.tensors))):
+            table.add_row(*tensor_row(found, i))
+        lines.append(table)
+        if len(found.tensors) > 10:
+            lines.append(f"... and {len(found.tensors) - 10} more: --json lists all.")
+    return [*lines, f"Report: {report}"] if report is not None else lines
 
 
 def embedded(done: Embedded) -> list[Table | str]:

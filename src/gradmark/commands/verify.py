@@ -19,6 +19,7 @@ from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, BlackBox, Verdict, WhiteBox
 from gradmark.report import verdict_report, write_report
 from gradmark.schemes.linear import LinearMark
+from gradmark.seal import SealFile, check_suspect
 from gradmark.suspects import HttpSuspect, open_suspect
 from gradmark.verify import DEFAULT_ALPHA, DEFAULT_QUERIES, verify, verify_linear
 
@@ -54,6 +55,7 @@ class VerifyJob:
     report: Path | None = None
     endpoint: Endpoint = Endpoint()
     sequential: bool = False
+    seal: Path | None = None
 
     def __post_init__(self) -> None:
         if self.access not in (None, "white", "black"):
@@ -85,6 +87,7 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
     linear = LinearMark.load(job.linear_mark) if job.linear_mark is not None else None
     if mark is not None and job.key is not None:
         mark.check_key(job.key)
+    seal = _seal(job)
     data = load_data(job.data)
     journal, ours = _journal(
         job, mark.digest if mark is not None else linear.digest if linear is not None else ""
@@ -93,7 +96,13 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
     try:
         with torch.random.fork_rng(devices=[]), Bar(console) as bar:
             torch.manual_seed(job.seed)
+            sealed = None if seal is None else check_suspect(seal, suspect, job.access, name=job.suspect)
+            if seal is not None and sealed is not None and sealed.access == "black":
+                job = replace(job, queries=job.queries - seal.queries)
             verdict = _judge(job, mark, linear, suspect, data, bar)
+            if sealed is not None:
+                asked = verdict.queries + (sealed.queries if sealed.access == "black" else 0)
+                verdict = replace(verdict, modified=sealed.modified, queries=asked)
     except BaseException as error:
         kept = journal is not None and _holds_answers(journal)
         if ours and journal is not None and not kept:
@@ -117,6 +126,19 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
     if ours and journal is not None:
         journal.unlink(missing_ok=True)
     return verdict
+
+
+def _seal(job: VerifyJob) -> SealFile | None:
+    """The seal that was named, if it is the owner's and the budget has room for its queries."""
+    if job.seal is None:
+        return None
+    seal = SealFile.load(job.seal)
+    if job.key is not None:
+        seal.check_key(job.key)
+    if job.queries < seal.queries + 2:
+        wanted = f"--queries {seal.queries + 2} or more"
+        raise UsageError("The queries don't suffice for the seal", expected=wanted, found=str(job.queries))
+    return seal
 
 
 def _judge(

@@ -7,6 +7,7 @@ Plots need matplotlib and PDF needs typst: ``pip install 'gradmark[report]'``. B
 from gradmark.report.embedding import embed_report
 from gradmark.report.model import Figure, Report, Section, Table
 from gradmark.report.render import render_html, render_pdf, write_report
+from gradmark.report.seal import check_report
 from gradmark.report.verdict import verdict_report
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "Report",
     "Section",
     "Table",
+    "check_report",
     "embed_report",
     "render_html",
     "render_pdf",

@@ -60,16 +60,20 @@ def load_weights(module: nn.Module, path: str | Path) -> None:
     module's (lists what differs), ModelError where a weight is NaN or infinite. The module is
     unchanged after an error.
     """
+    fit(module, read_weights(path), Path(path).name)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """Every tensor in ``path`` by name. Raises ModelFileError where it isn't a whole safetensors file."""
     path = Path(path)
     check_header(path)
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
-        tensors = load_file(str(path))
+        return load_file(str(path))
     except (SafetensorError, OSError, ValueError) as cause:
         raise _damaged(path, brief(cause)) from cause
-    fit(module, tensors, path.name)
 
 
 def fit(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
