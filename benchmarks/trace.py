@@ -61,6 +61,7 @@ class Seed:
         self.unmarked = self.load(nets / f"{task}-control-{seed}.safetensors")
         self.names = tuple(LICENSEES[(7919 * (10 * seed + j)) % len(LICENSEES)] for j in range(3))
         self.tracing_mark, self.tracing = self.traced(self.key, self.mark)
+        self.signs: tuple[Tracing, np.ndarray] | None = None
         self.copies = [self.copied(name) for name in self.names]
 
     def load(self, path: Path) -> nn.Module:
@@ -98,6 +99,12 @@ class Seed:
         save_weights(model, path)
         path.with_suffix(".txt").write_text(f"{time.process_time() - start:.1f}\n")
         return model.eval()
+
+    def table(self, tracing: Tracing) -> np.ndarray:
+        """Every licensee's bits; derived once, which ``codebook`` of the first cell tells the price of."""
+        if self.signs is None or self.signs[0] is not tracing:
+            self.signs = tracing, tracing.codebook.table(LICENSEES)
+        return self.signs[1]
 
     def recipe(self) -> Recipe:
         if self.task.name == "digits":
@@ -193,10 +200,15 @@ def cell(
     wall = time.perf_counter()
     suspect = ModuleSuspect(model)
     reading = tracing.probes.read(
-        tracing.mark, suspect, s.pool, access=access, carriers=200, queries=1000 if access == "black" else 0
+        tracing.mark,
+        suspect,
+        s.pool,
+        access=access,
+        carriers=s.tracing_mark.carriers,
+        queries=1000 if access == "black" else 0,
     )
     clock.append(time.process_time())
-    signs = tracing.codebook.table(LICENSEES)
+    signs = s.table(tracing)
     clock.append(time.process_time())
     values = reading.values.numpy()
     ranking = rank(values, signs, test="sign-flip", alpha=ALPHA, parts=reading.parts)

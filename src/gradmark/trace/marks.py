@@ -23,7 +23,9 @@ SCHEME = "trace"
 PARTS = ("filter-gradient", "class-contrast")
 BITS = 192
 """Of the filter part. The other part has as many as the classes leave room for (80 with ten classes)."""
-CARRIERS = 200
+CARRIERS = 1000
+"""Inputs that a white-box reading takes: what natural readings leave over is the noise that hides colluders,
+and reading every contrast at each of these inputs costs a few seconds."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ def default_probes(spec: ModelSpec, options: Mapping[str, Any] | None = None) ->
     """The probes of a tracing mark. ``options`` change the filter part's: ``bits``, ``step``, ..."""
     per_class = min(8, max(1, spec.n_classes - 2))
     room = per_class * math.prod(spec.input_shape) if spec.domain == "vector" else BITS
-    first = {"bits": min(BITS, room), **(options or {})}
+    first = {"bits": min(BITS, room), "contrasts_per_carrier": per_class, **(options or {})}
     rows = [{"scheme": name, "parameters": {} if i else first} for i, name in enumerate(PARTS)]
     found = catalog.scheme("ensemble", {"parts": rows})
     if not isinstance(found, Ensemble):  # the catalogue sees to it
