@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gradmark.embed.discreet import Discreet
 from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, Scheme
@@ -127,6 +128,15 @@ class Ensemble:
             torch.cat([v.repeat(n, 1) for v, n in zip(values, often, strict=True)]),
             torch.cat([v.repeat(n, 1) for v, n in zip(numbers, often, strict=True)]),
         )
+
+    def distortion(self, mark: EnsembleMark, model: nn.Module) -> Tensor:
+        """The sum of the parts' own."""
+        found = [
+            scheme.distortion(part, model)
+            for scheme, part in zip(self.parts, mark.parts, strict=True)
+            if isinstance(scheme, Discreet)
+        ]
+        return torch.stack(found).sum() if found else torch.zeros(())
 
     def read(
         self,

@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradmark.embed.discreet import discreetly
 from gradmark.embed.modes import penalty_mode
 from gradmark.embed.preflight import METHODS, choose_method
 from gradmark.embed.ranks import Ranks
@@ -49,20 +50,19 @@ class MarkStatus:
 class Marker:
     """Carries the mark into a model while somebody else's loop trains it.
 
-    The user states a ``target_log10_p`` (by default the scheme's) and an accuracy ``budget`` in
-    points. The budget sets the greatest ratio of the penalty's gradient norm to the task's; the
-    weight follows both norms. When the evidence on the training batches passes the target the push
-    relaxes, and returns when it fades. ``strength`` sets the ratio by hand, ``weight`` fixes the
-    penalty's factor outright.
+    The user states a ``target_log10_p`` (by default the scheme's) and an accuracy ``budget`` in points.
+    The budget sets the greatest ratio of the penalty's gradient norm to the task's; the weight follows
+    both norms. When the evidence on the training batches passes the target the push relaxes, and returns
+    when it fades. ``strength`` sets the ratio by hand, ``weight`` fixes the penalty's factor outright.
 
     ``carriers`` inputs of each batch carry the penalty, on every ``every``-th step. ``margin`` is
     the mean reading, in logits and less what is natural, at which a bit counts as placed (by default
-    the scheme's). ``method`` is ``exact`` (double
-    backward), ``central-difference`` or ``auto``: the preflight on the first batch checks it
-    and picks, or raises PreflightError. ``task_loss`` maps (scores, labels) to the task's loss. ``lean``
-    takes the penalty's gradient at once and lets its graph go: call ``penalty`` before the task's
-    forward pass, and a step's peak memory is the greater of both instead of their sum. ``ease`` leaves
-    out the parts of a mark that are placed, but for every eighth penalty, which sees whether they fade.
+    the scheme's). ``method`` is ``exact`` (double backward), ``central-difference`` or ``auto``: the
+    preflight on the first batch picks, or raises PreflightError. ``task_loss`` maps (scores, labels) to
+    the task's loss. ``lean`` takes the penalty's gradient at once and lets its graph go: call ``penalty``
+    before the task's forward pass, and a step's peak memory is the greater of both instead of their sum.
+    ``ease`` leaves out the parts of a mark that are placed, but for every eighth penalty, which sees
+    whether they fade.
 
     Where a process group is running, all its processes make the same calls and carry one mark together
     (:mod:`gradmark.embed.ranks`): ``carriers`` counts the inputs of all of them. Add the penalty to the
@@ -125,9 +125,9 @@ class Marker:
         then the task's own, whose carriers the penalty rides on.
 
         Zero on the steps between two penalties, and where the scheme rides on some inputs only and the
-        batch holds none of them. The model's training mode, batch-norm statistics
-        and the global random state stay as they are. Raises PreflightError on the first call if
-        no right gradient can be had, ModelError where the model's answers are not finite.
+        batch holds none. The model's training mode, batch-norm statistics and the global random state stay.
+        Raises PreflightError on the first call if no right gradient can be had, ModelError where the
+        model's answers are not finite.
         """
         device = batch[0].device
         step, self._steps = self._steps, self._steps + 1
@@ -165,6 +165,7 @@ class Marker:
             limit = self.limits[index.cpu() % len(short)].to(signed)
             loss = (gate * F.relu(limit - signed / (_HEADROOM * self.margin))).mean()
             loss = loss if len(due) == len(self.parts) else loss * (len(due) / len(self.parts))
+            loss = discreetly(loss, self.scheme, self.mark, model)
             if balancing:
                 self._balance(model, loss, own)
                 self._keep_step(ranks, batch[0])
