@@ -14,6 +14,7 @@ from rich.console import Console
 from gradmark.codec import MarkFile
 from gradmark.commands.progress import Bar, Watched
 from gradmark.data import Data, load_data
+from gradmark.ensemble import Ensemble
 from gradmark.errors import DataError, EndpointError, MismatchError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, BlackBox, Verdict, WhiteBox
@@ -119,7 +120,12 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
         owner = job.key.owner if job.key is not None else "the linear mark's makers"
         write_report(
             verdict_report(
-                verdict, owner=owner, suspect_name=suspect.name, data_name=job.data, linear=linear is not None
+                verdict,
+                owner=owner,
+                suspect_name=suspect.name,
+                data_name=job.data,
+                linear=linear is not None,
+                parts=() if mark is None else parts_of(mark),
             ),
             job.report,
         )
@@ -139,6 +145,12 @@ def _seal(job: VerifyJob) -> SealFile | None:
         wanted = f"--queries {seal.queries + 2} or more"
         raise UsageError("The queries don't suffice for the seal", expected=wanted, found=str(job.queries))
     return seal
+
+
+def parts_of(mark: MarkFile) -> tuple[str, ...]:
+    """The names of an ensemble's schemes; none for a single one."""
+    rows = mark.scheme_parameters.get("parts", ())
+    return tuple(row["scheme"] for row in rows) if mark.scheme == Ensemble.name else ()
 
 
 def _judge(

@@ -6,10 +6,14 @@ from gradmark.protocols import Outcome, Verdict
 from gradmark.report.bets import bets_by_queries
 from gradmark.report.model import Figure, Report, RowMark, Section, Table, Tone
 from gradmark.report.plots import evidence_by_queries, history_curve, readings
-from gradmark.report.words import TESTS, by_chance, duration, level, percent, probability, versions
-from gradmark.stats import wilson_interval
+from gradmark.report.words import CARRIERS, TESTS, by_chance, duration, level, percent, probability, versions
+from gradmark.stats import run_test, wilson_interval
 
 TONES: dict[Outcome, Tone] = {"owned": "owned", "no-evidence": "none", "inconclusive": "inconclusive"}
+_LABELS: dict[tuple[Outcome, bool | None], str] = {
+    ("owned", False): "Mark found, model untouched",
+    ("owned", True): "Mark found, model modified",
+}  # with no-evidence and inconclusive, the four outcomes
 _PLAIN: RowMark = "plain"
 _MARKS: dict[Outcome, RowMark] = {"owned": "good", "no-evidence": "bad", "inconclusive": "plain"}
 _LINEAR = "this p-value is valid only if the arrays were fixed before the suspect existed"
@@ -21,11 +25,19 @@ _MODIFIED = {
 
 
 def verdict_report(
-    verdict: Verdict, *, owner: str, suspect_name: str, data_name: str, linear: bool = False
+    verdict: Verdict,
+    *,
+    owner: str,
+    suspect_name: str,
+    data_name: str,
+    linear: bool = False,
+    parts: tuple[str, ...] = (),
+    claim: Section | None = None,
 ) -> Report:
     """What was asked, the answer, how it was tested, the numbers, their limits, and how to repeat it all.
 
-    ``linear``: the mark came as arrays made by other software, so that no key binds it.
+    ``linear``: the mark came as arrays made by other software, so that no key binds it. ``parts``: the names
+    of an ensemble's schemes, in order. ``claim``: what the claim says, where a judge tested by one.
     """
     return Report(
         title=f"Whose model is {suspect_name}?",
@@ -33,14 +45,17 @@ def verdict_report(
         answer=answer(verdict, owner, suspect_name, linear=linear),
         tone=TONES[verdict.outcome],
         sections=(
-            _how(verdict, data_name, linear),
+            _how(verdict, data_name, linear, parts),
             numbers(verdict),
             *pictures(verdict),
+            *((claim,) if claim is not None else ()),
+            *modification(verdict),
             _limits(verdict, suspect_name, linear),
             _wrong(verdict, linear),
-            _reproduce(verdict, linear),
+            _reproduce(verdict, linear, judged=claim is not None),
         ),
         footer=versions(verdict.version),
+        label=_LABELS.get((verdict.outcome, verdict.modified), ""),
     )
 
 
@@ -82,7 +97,7 @@ def numbers(verdict: Verdict) -> Section:
          f"{percent(high)}."),
         ("Bits in the mark", str(verdict.n_bits), "Each is one yes-or-no question put to the model."),
         ("Readings of zero", str(verdict.ties), "Readings that said nothing; the test leaves them out."),
-        ("Carriers", str(verdict.carriers), "Inputs at which the model was read."),
+        ("Carriers", str(verdict.carriers), "Inputs at which the model was read, at most, by one part."),
         ("Queries", str(verdict.queries),
          "Single inputs sent to the model." if verdict.access == "black" else "None: the model was at hand."),
         ("Keys tried", str(verdict.keys_tried), f"How many keys were tried on this model; {tried}."),
@@ -125,34 +140,66 @@ def pictures(verdict: Verdict) -> tuple[Section, ...]:
     return (Section("The readings", tuple(words), figures=tuple(figures)),)
 
 
-def _how(verdict: Verdict, data_name: str, linear: bool) -> Section:
+def modification(verdict: Verdict) -> tuple[Section, ...]:
+    """Whether the suspect was changed since it was sealed: what of it was tested, and the answer."""
+    if verdict.modified is None:
+        text = (
+            "Not tested: no seal was given. A mark survives many changes of a model, so finding it doesn't "
+            "show that the model is as its owner left it. The owner's seal, made before release, would."
+        )
+    elif verdict.modified:
+        text = f"Yes. {_MODIFIED[True][1]}"
+    else:
+        text = f"No. {_MODIFIED[False][1]}"
+    return (Section("Was it modified?", (text,)),)
+
+
+def _how(verdict: Verdict, data_name: str, linear: bool, parts: tuple[str, ...]) -> Section:
     source = "in the arrays that were given" if linear else "drawn from the owner's secret key"
     name, explained = TESTS[verdict.test]
     if verdict.access == "white":
-        access = (
-            "The model itself was at hand. At each carrier, software computed how the model's scores change "
-            "when the input is nudged (the input gradient), and compared that change with secret directions."
-        )
+        access = "The model itself was at hand, so that its weights and its derivatives could be read."
     else:
         access = (
             f"The model was only asked questions: {verdict.queries} single inputs were sent, and nothing but "
-            "the answers was used. Inputs were nudged along secret directions, and the answers compared."
+            "the answers was used."
         )
-    return Section(
-        "How it was tested",
-        (
-            f"A mark is a list of {verdict.n_bits} secret questions: when an input is nudged along this "
-            "direction, which way do the model's scores lean? Each has a bit, its answer, that was fixed "
-            f"along with it; both are {source}. To place a mark, the owner trains the model until its "
-            "answers agree with the bits. A model made without the bits can agree with them only by chance.",
-            access,
-            f"The readings were taken at {verdict.carriers} carriers: inputs from {data_name}, "
-            + ("all that the arrays ask for." if linear else "chosen by the key and not by hand."),
-            f"{name}. {explained}",
-            "Only more agreement than chance gives counts as evidence; a model that systematically disagrees "
-            "doesn't pass.",
-        ),
-    )
+    chosen = "all that the arrays ask for" if linear else "chosen by the key and not by hand"
+    texts = [
+        f"A mark is a list of {verdict.n_bits} secret questions to the model. Each has a bit, its answer, "
+        f"that was fixed along with it; both are {source}. To place a mark, the owner trains the model until "
+        "its answers agree with the bits. A model made without the bits can agree with them only by chance.",
+        access,
+        f"Natural inputs, where the questions use any, are {verdict.carriers} of {data_name}, {chosen}.",
+        f"{name}. {explained}",
+        "Only more agreement than chance gives counts as evidence; a model that systematically disagrees "
+        "doesn't pass.",
+    ]
+    table = carriers(verdict, parts or (verdict.scheme,))
+    if len(table.rows) > 1 and verdict.test != "betting":
+        texts.append(
+            "The parts of the mark have bits of their own, and are tested apart. Their p-values are combined "
+            "by Fisher's method: no part can be left out afterwards because it did badly."
+        )
+    return Section("How it was tested", tuple(texts), tables=(table,))
+
+
+def carriers(verdict: Verdict, names: tuple[str, ...]) -> Table:
+    """One row for each part of the mark: what is asked, and how it went."""
+    reading = verdict.reading
+    values = None if reading is None else (reading.values * reading.bits).numpy()
+    sizes = reading.parts if reading is not None and len(reading.parts) == len(names) else ()
+    rows, first = [], 0
+    for name, size in zip(names, sizes or (verdict.n_bits,) * len(names), strict=True):
+        match = p = ""
+        if values is not None and (sizes or len(names) == 1):
+            bets = verdict.test == "betting"  # on all parts together: none has a p-value of its own
+            result = run_test("sign" if verdict.test == "betting" else verdict.test, values[first:][:size])
+            match = f"{result.n_match} of {result.n}" if result.n else "not read"
+            p = probability(result.log10_p) if result.n and not bets else ""
+        first += size
+        rows.append((name, CARRIERS.get(name, CARRIERS["linear"]), match, p))
+    return Table(("Part of the mark", "What is asked", "Bits that match", "p-value"), tuple(rows))
 
 
 def _limits(verdict: Verdict, suspect_name: str, linear: bool) -> Section:
@@ -219,7 +266,7 @@ def _wrong(verdict: Verdict, linear: bool) -> Section:
     return Section("What would make it wrong", tables=(Table(("If", "That is"), tuple(rows)),))
 
 
-def _reproduce(verdict: Verdict, linear: bool) -> Section:
+def _reproduce(verdict: Verdict, linear: bool, *, judged: bool = False) -> Section:
     mark = "--linear-mark MARK.npz" if linear else "--key OWNER.key --mark mark.json"
     queries = f" --queries {verdict.queries}" if verdict.access == "black" else ""
     queries += " --sequential" if verdict.test == "betting" else ""
@@ -237,4 +284,6 @@ def _reproduce(verdict: Verdict, linear: bool) -> Section:
             "expert. The SHA-256 of mark.json must be the mark's fingerprint above."
         )
     command = f"gradmark verify SUSPECT {mark} --data DATA \\\n    {settings}"
+    if judged:
+        command = "gradmark judge SUSPECT --claim claim.json --opening opening.json \\\n    --data DATA"
     return Section("How to reproduce this", tuple(texts), code=(command,))

@@ -42,6 +42,18 @@ TESTS: dict[JudgedBy, tuple[str, str]] = {
     ),
 }
 
+CARRIERS: dict[str, str] = {
+    "filter-gradient": "When a natural input is nudged in a secret way, how do wrong classes' scores shift?",
+    "class-contrast": "On natural inputs of a class, which wrong classes score higher?",
+    "trigger": "As which of two classes is a secret abstract input taken?",
+    "margin-trigger": "As which of two classes is a secret abstract input taken?",
+    "probe-gradient": "When a secret abstract input is nudged in a secret way, how do the scores shift?",
+    "gradsigns": "When secret pixels of inputs of one class are nudged, does the loss rise or fall?",
+    "weights": "Is a secret weighted sum of one layer's weights positive or negative?",
+    "linear": "When an input is nudged along this direction, does the loss rise or fall?",
+}
+"""What each scheme asks of a model, for people."""
+
 
 def power(exponent: int) -> str:
     """10 to ``exponent``: written out from 1 to a million, else with the exponent raised.
