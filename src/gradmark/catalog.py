@@ -148,7 +148,7 @@ def scheme(name: str, parameters: dict[str, Any] | None = None) -> Scheme:
     try:
         made: Scheme = kind(**given)
         return made
-    except TypeError as cause:
+    except (TypeError, ValueError, OverflowError) as cause:
         raise MarkFileError(
             f"This version doesn't know the parameters of scheme {name}",
             expected=", ".join(kind.__dataclass_fields__),
@@ -158,14 +158,16 @@ def scheme(name: str, parameters: dict[str, Any] | None = None) -> Scheme:
 
 
 def _ensemble(name: str, given: dict[str, Any]) -> Ensemble:
-    """``parts`` as in a mark file; without them the names' defaults, other parameters to the first part."""
+    """``parts`` as in a mark file; without them the names' defaults. Other parameters are the first
+    part's, or, as ``PART.OPTION``, that part's."""
     rows = given.pop("parts", None)
     if rows is None:
         names = FLAGSHIP_PARTS if name == Ensemble.name else tuple(n.strip() for n in name.split(","))
-        rows = [
-            {"scheme": _known(n, SCHEMES, "scheme"), "parameters": {} if i else given}
-            for i, n in enumerate(names)
-        ]
+        own: dict[str, dict[str, Any]] = {_known(n, SCHEMES, "scheme"): {} for n in names}
+        for option, value in given.items():
+            part, _, inner = option.rpartition(".")
+            own[_known(part, own, "part of the mark") if part else names[0]][inner] = value
+        rows = [{"scheme": n, "parameters": own[n]} for n in names]
         given = {}
     if given or not isinstance(rows, list | tuple) or not all(_is_part(row) for row in rows):
         raise MarkFileError(

@@ -76,12 +76,14 @@ def demo(
 
 @command("gradmark embed --model nets:resnet20 --data cifar.npz --key acme.key --out signed")
 def embed(
-    model: Annotated[str, typer.Option(help="MODULE:FACTORY, a function that returns the torch model.")],
     data: Data,
     key: Key,
     out: Annotated[
         Path, typer.Option(help="New folder for model.safetensors, mark.json, run.json, report.html.")
     ],
+    model: Annotated[
+        str | None, typer.Option(help="MODULE:FACTORY, a function that returns the torch model.")
+    ] = None,
     weights: Annotated[Path | None, typer.Option(help="Fine-tune these .safetensors weights.")] = None,
     scheme: Annotated[str, typer.Option(help="How the bits are carried; A,B for several ways.")] = "ensemble",
     bits: Annotated[int | None, typer.Option(help="Bits in the mark.", min=1)] = None,
@@ -109,14 +111,26 @@ def embed(
     ] = None,
     method: Annotated[str, typer.Option(help="auto, exact or central-difference.")] = "auto",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    export_triggers: Annotated[
+        Path | None, typer.Option(help="Train nothing: write triggers to mix into any training, .npz.")
+    ] = None,
     passphrase_file: Passphrase = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> int:
     """Train a model that carries your mark, and an unmarked control to see what it cost."""
     from gradmark.commands.embed import EmbedJob, run_embed
+    from gradmark.commands.export import ExportJob, run_export
     from gradmark.commands.summary import embedded
 
+    if export_triggers is not None:
+        way = "trigger" if scheme == "ensemble" else scheme
+        options = settings(set_ or [])
+        task = ExportJob(data, key_of(key, passphrase_file), out, export_triggers, way, bits, options)
+        written = run_export(task)
+        return show(0, as_json, written.to_json(), *written.shown())
+    if model is None:
+        raise UsageError("Which model?", expected="--model MODULE:FACTORY, or --export-triggers FILE.npz")
     job = EmbedJob(
         model, data, key_of(key, passphrase_file), out, weights, scheme, bits, settings(set_ or []), target_p,
         budget, epochs, lr, batch_size, optimizer, augment, strength, margin, smoothing, calibrate, method,
@@ -187,6 +201,7 @@ def main() -> None:
 
 import gradmark.cli_audit  # noqa: E402
 import gradmark.cli_bench  # noqa: E402
+import gradmark.cli_claim  # noqa: E402
 import gradmark.cli_preflight  # noqa: E402
 import gradmark.cli_seal  # noqa: E402
 import gradmark.cli_trace  # noqa: E402, F401  more commands, listed after these

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import io
+import os
+from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from gradmark.errors import UsageError
+from gradmark.files import atomic_write
 from gradmark.inputs import secret_inputs
 from gradmark.keys import OwnerKey
-from gradmark.protocols import Access, BlackBox, ModelSpec, Reading
+from gradmark.protocols import Access, BlackBox, ModelSpec, Reading, Scheme
 from gradmark.questions import Questions
 from gradmark.scores import log_scores
 
@@ -89,3 +94,43 @@ def log_odds(scores: Tensor, labels: Tensor) -> Tensor:
 def some_triggers(mark: TriggerMark, n: int, generator: torch.Generator) -> Tensor:
     """Numbers (m,) of at most ``n`` triggers, drawn without replacement."""
     return torch.randperm(len(mark.bits), generator=generator)[:n]
+
+
+@dataclass(frozen=True)
+class Triggers:
+    """Secret inputs (n, *shape) float32 as the model sees them, and the labels (n,) to teach. Secret both."""
+
+    x: Tensor = field(repr=False)
+    labels: Tensor = field(repr=False)
+    spec: ModelSpec
+
+    def arrays(self) -> dict[str, NDArray[np.generic]]:
+        """``x`` and ``y`` as data files hold them: what can be had without loss of bytes is.
+
+        8-bit images become uint8, (n, height, width) in grey and (n, height, width, channels) in colour;
+        all else float32.
+        """
+        x, spec = self.x, self.spec
+        if spec.domain == "image" and (spec.low, spec.high, spec.levels) == (0.0, 1.0, 255):
+            pixels = (x * 255).round().to(torch.uint8)
+            x = pixels[:, 0] if pixels.shape[1] == 1 else pixels.movedim(1, -1)
+        return {"x": x.contiguous().numpy(), "y": self.labels.long().numpy()}
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write a new ``.npz``, mode 0600: whoever has the triggers can unlearn them."""
+        buffer = io.BytesIO()
+        np.savez(buffer, **self.arrays())  # type: ignore[arg-type]
+        atomic_write(path, buffer.getvalue(), mode=0o600)
+
+
+def triggers_of(scheme: Scheme, key: OwnerKey, spec: ModelSpec) -> Triggers:
+    """The triggers of ``scheme`` for a key and a spec; UsageError where it has none to export."""
+    mark = scheme.mark(key, spec)
+    if not isinstance(mark, TriggerMark):
+        raise UsageError(
+            "Only triggers can be exported as data",
+            expected="the scheme trigger or margin-trigger",
+            found=scheme.name,
+            fix="Give --scheme trigger",
+        )
+    return Triggers(mark.inputs, mark.labels, spec)
