@@ -29,6 +29,7 @@ from gradmark.suspects import ModuleSuspect, load_weights
 COMMANDS = (
     *("keygen", "demo", "embed", "verify", "bench", "attack", "audit"),
     *("preflight", "license", "trace", "seal", "check"),
+    *("claim", "judge"),
 )
 
 

@@ -15,9 +15,12 @@ import torch
 
 from golden.make import CARRIERS, QUERIES, net
 from gradmark import catalog
+from gradmark.claim import ClaimFile, Opening, check_claim, pool_digest
+from gradmark.claim.timestamp import load_certificates
 from gradmark.codec import MarkFile
 from gradmark.data import load_data
 from gradmark.errors import MarkFileError, MismatchError
+from gradmark.files import sha256
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, Verdict
 from gradmark.suspects import ModuleSuspect, load_weights
@@ -27,6 +30,10 @@ GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = {"model": "golden-v1.safetensors", "ensemble": "golden-ensemble-v1.safetensors"}
 MARKS = {name: MarkFile.load(GOLDEN / f"mark-{name}-v1.json") for name in WEIGHTS}
 KEY = OwnerKey.load(GOLDEN / "key-v1.json")
+CLAIM, STAMPED = (
+    "sha256:ed86e4a0ea644f93a456a0ef89e09af8c3e37a83144a6753096fb3d0dc221284",
+    "2026-11-25T20:06:21+00:00",
+)
 EXPECTED: dict[str, dict[str, Any]] = {
     name: json.loads((GOLDEN / f"expected-{name}-v1.json").read_text()) for name in WEIGHTS
 }
@@ -110,3 +117,32 @@ def test_the_golden_references_are_opened_by_their_key_alone() -> None:
     assert [values.tolist() for values in secret.reference] == EXPECTED["ensemble"]["references"]
     with pytest.raises(MarkFileError, match="can't be opened"):
         scheme.mark(wrong, mark.spec)
+
+
+# --- claims -----------------------------------------------------------------------------------------------
+
+
+def test_the_golden_claim_is_valid_for_ever() -> None:
+    """Signature, commitment, model, inputs, and a time stamp whose authority has long gone."""
+    file = ClaimFile.load(GOLDEN / "claim-v1.json")
+    opening = Opening.load(GOLDEN / "opening-v1.json")
+    trusted = load_certificates(GOLDEN / "claim-v1-ca.pem")
+    weights = sha256((GOLDEN / "golden-ensemble-v1.safetensors").read_bytes())
+    found = check_claim(file, key=opening.key, model=weights, trusted=trusted)
+    assert [(check.name, check.ok) for check in found.checks] == [
+        (name, True) for name in ("signature", "threshold", "key", "model", "time")
+    ]
+    assert opening.claim == file.digest == CLAIM
+    assert found.attested is not None
+    assert found.attested.isoformat() == STAMPED
+    assert found.stamps[0].authority == "CN=Golden authority"
+    assert file.to_bytes() == (GOLDEN / "claim-v1.json").read_bytes()
+    assert opening.to_bytes(None) == (GOLDEN / "opening-v1.json").read_bytes()
+    assert opening.key == KEY
+
+
+def test_the_golden_claims_inputs_are_the_digits() -> None:
+    pytest.importorskip("sklearn")
+    fixed = ClaimFile.load(GOLDEN / "claim-v1.json").claim.rule.pool
+    assert fixed is not None
+    assert fixed.digest == pool_digest(load_data("digits").test.all())

@@ -38,6 +38,14 @@ class SealFileError(GradmarkError):
     """The seal is missing, truncated, tampered with or of another format."""
 
 
+class ClaimError(GradmarkError):
+    """The claim or opening is missing, truncated, of another format, or says what can't be."""
+
+
+class TimestampError(GradmarkError):
+    """A time stamp can't be had or read, or the certificates to check it with can't."""
+
+
 class MismatchError(GradmarkError):
     """Key and mark don't belong together, or a mark doesn't fit the suspect or the data."""
 

@@ -60,7 +60,7 @@ class OwnerKey:
                 "The secret has the wrong size", expected="32 bytes", fix="Use OwnerKey.generate"
             )
         self.__secret = bytes(secret)
-        self._owner = _clean_owner(owner)
+        self._owner = clean_owner(owner)
 
     @classmethod
     def generate(cls, owner: str) -> OwnerKey:
@@ -215,7 +215,7 @@ def _exists(path: str | os.PathLike[str]) -> KeyFileError:
     )
 
 
-def _clean_owner(owner: object) -> str:
+def clean_owner(owner: object) -> str:
     """``owner`` in NFC; UsageError unless it is 1 to 200 printable characters."""
     text = unicodedata.normalize("NFC", owner) if isinstance(owner, str) else ""
     # Line breaks, lone surrogates and direction overrides could make a report show another name.

@@ -6,12 +6,13 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from gradmark._version import __version__
 from gradmark.errors import KeyFileError, PassphraseError
 from gradmark.keys import OwnerKey
 
+T = TypeVar("T")
 Ask = Callable[[str, bool], str | None]
 """Asks a person for a passphrase, twice if the second argument says so; None where nobody is there."""
 
@@ -43,14 +44,21 @@ def make_key(owner: str, out: Path, passphrase: str | None, *, seed: int | None 
 
 def open_key(path: Path, passphrase_file: Path | None, ask: Ask) -> OwnerKey:
     """The key in ``path``; a passphrase is asked for only where one is needed and none was given."""
+    return opened_with(OwnerKey.load, path, passphrase_file, ask)
+
+
+def opened_with(
+    load: Callable[[Path, str | None], T], path: Path, passphrase_file: Path | None, ask: Ask
+) -> T:
+    """What ``load`` makes of ``path`` and the passphrase, which is asked for only where one is needed."""
     given = _given(passphrase_file)
     try:
-        return OwnerKey.load(path, given)
+        return load(path, given)
     except PassphraseError:
         answer = ask(f"Passphrase of {path}", False) if given is None else None
         if answer is None:
             raise
-    return OwnerKey.load(path, answer)
+    return load(path, answer)
 
 
 def new_passphrase(out: Path, passphrase_file: Path | None, ask: Ask) -> str:
@@ -70,8 +78,11 @@ def new_passphrase(out: Path, passphrase_file: Path | None, ask: Ask) -> str:
 
 def _given(file: Path | None) -> str | None:
     """What the file (without its last line break) or the environment gives."""
-    if file is None:
-        return os.environ.get("GRADMARK_PASSPHRASE") or None
+    return os.environ.get("GRADMARK_PASSPHRASE") or None if file is None else read_passphrase(file)
+
+
+def read_passphrase(file: Path) -> str:
+    """The text of ``file`` without its last line break. PassphraseError where it can't be read."""
     try:
         return file.read_text().removesuffix("\n").removesuffix("\r")
     except (OSError, UnicodeDecodeError) as cause:

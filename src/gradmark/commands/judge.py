@@ -1,0 +1,173 @@
+"""``gradmark judge``: from a claim and its opening to a verdict, with no choice left to anybody."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from rich.console import Console
+from rich.table import Table
+
+from gradmark._version import __version__
+from gradmark.claim import Checked, ClaimFile, Opening, check_claim, pool_digest
+from gradmark.claim.timestamp import load_certificates
+from gradmark.commands.claim import checked
+from gradmark.commands.summary import sentence
+from gradmark.commands.verify import Endpoint, VerifyJob, parts_of, run_verify
+from gradmark.data import load_data
+from gradmark.errors import MismatchError, UsageError
+from gradmark.protocols import Outcome, Verdict
+from gradmark.report import verdict_report, write_report
+from gradmark.report.claim import claim_section
+from gradmark.verify import DEFAULT_ALPHA
+
+Ruling = Literal["owned", "no-evidence", "inconclusive", "refused"]
+
+
+@dataclass(frozen=True)
+class JudgeJob:
+    """``opening``: the disclosed key. ``own_data``: the judge chose ``data`` without the parties.
+
+    ``innocents``: models that can't carry the mark; the claim fails if one of them seems to.
+    """
+
+    suspect: str
+    claim: Path
+    opening: Opening
+    data: str
+    model: str | None = None
+    own_data: bool = False
+    innocents: tuple[str, ...] = ()
+    certificates: Path | None = None
+    against: Path | None = None
+    report: Path | None = None
+    endpoint: Endpoint = field(default_factory=Endpoint)
+
+
+@dataclass(frozen=True)
+class Judged:
+    """``outcome``: the verdict's, or ``refused`` with the reason. ``innocents``: names and their log10 p."""
+
+    outcome: Ruling
+    reason: str
+    claim: Checked
+    pool: Literal["claimed", "own"]
+    verdict: Verdict | None = None
+    innocents: tuple[tuple[str, float], ...] = ()
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "outcome": self.outcome,
+            "reason": self.reason,
+            "verdict": None if self.verdict is None else self.verdict.to_json(),
+            "innocents": [{"model": name, "log10_p": p} for name, p in self.innocents],
+            "pool": self.pool,
+            "claim": self.claim.to_json(),
+            "version": __version__,
+        }
+
+
+def run_judge(job: JudgeJob, console: Console) -> Judged:
+    """The ruling; writes ``job.report``. Progress goes to ``console``.
+
+    Raises MismatchError where opening, claim and data don't belong together, UsageError where nobody has
+    fixed the data.
+    """
+    file = ClaimFile.load(job.claim)
+    if job.opening.claim != file.digest:
+        raise MismatchError(
+            "The opening is of another claim", expected=file.digest[:19], found=job.opening.claim[:19]
+        )
+    trusted = None if job.certificates is None else load_certificates(job.certificates)
+    against = None if job.against is None else ClaimFile.load(job.against)
+    found = check_claim(file, key=job.opening.key, trusted=trusted, against=against)
+    pool: Literal["claimed", "own"] = "own" if job.own_data else "claimed"
+    if not found.valid:
+        failed = " ".join(check.found for check in found.checks if check.ok is False)
+        return Judged("refused", failed, found, pool)
+    if not job.own_data:
+        _same_pool(file, job.data)
+    with tempfile.TemporaryDirectory(prefix="gradmark-judge-") as folder:
+        mark = Path(folder) / "mark.json"
+        file.claim.mark.save(mark)
+        innocents = tuple((name, _verdict(job, name, mark, file, console).log10_p) for name in job.innocents)
+        limit = math.log10(DEFAULT_ALPHA) - math.log10(max(1, len(innocents)))
+        guilty = [name for name, log10_p in innocents if log10_p <= limit]
+        if guilty:
+            reason = f"The same test accuses {', '.join(guilty)}, which can't carry the mark."
+            return Judged("refused", reason, found, pool, None, innocents)
+        verdict = _verdict(job, job.suspect, mark, file, console)
+    ruling = Judged(verdict.outcome, verdict.reason, found, pool, verdict, innocents)
+    if job.report is not None:
+        section = claim_section(found, innocents, own_data=job.own_data)
+        name = job.suspect if "://" in job.suspect else Path(job.suspect).name
+        report = verdict_report(
+            verdict,
+            owner=file.claim.owner,
+            suspect_name=name,
+            data_name=job.data,
+            claim=section,
+            parts=parts_of(file.claim.mark),
+        )
+        write_report(report, job.report)
+    return ruling
+
+
+def _same_pool(file: ClaimFile, data: str) -> None:
+    """The data are those that the claim fixed, order included."""
+    fixed = file.claim.rule.pool
+    if fixed is None:
+        raise UsageError(
+            "The claim leaves the inputs open",
+            expected="data that the judge chose without the parties, and --own-data to say so",
+            found="no pool in the claim, and no --own-data",
+        )
+    found = pool_digest(load_data(data).test.all())
+    if found != fixed.digest:
+        raise MismatchError(
+            "These aren't the inputs that the claim fixed",
+            expected=f"the {fixed.inputs} inputs of {fixed.name}, {fixed.digest[:19]}",
+            found=found[:19],
+            fix="Take those, or data that the judge chose without the parties, with --own-data",
+        )
+
+
+def _verdict(job: JudgeJob, suspect: str, mark: Path, file: ClaimFile, console: Console) -> Verdict:
+    rule = file.claim.rule
+    endpoint = job.endpoint if suspect == job.suspect else Endpoint()
+    return run_verify(
+        VerifyJob(
+            suspect, job.data, job.opening.key, mark, model=job.model, queries=rule.queries, alpha=rule.alpha,
+            endpoint=endpoint,
+        ),
+        console,
+    )  # fmt: skip
+
+
+WORDS: dict[Ruling, str] = {
+    "owned": "PROVEN",
+    "no-evidence": "NOT PROVEN",
+    "inconclusive": "INCONCLUSIVE",
+    "refused": "REFUSED",
+}
+CODES: dict[Ruling | Outcome, int] = {"owned": 0, "no-evidence": 1, "refused": 1, "inconclusive": 3}
+
+
+def judged(found: Judged, suspect: str, report: Path | None) -> list[Table | str]:
+    """For people."""
+    lines: list[Table | str] = [*checked(found.claim)[:1]]
+    owner = found.claim.file.claim.owner
+    for name, log10_p in found.innocents:
+        lines.append(f"{name}, which can't carry the mark: log10 p = {log10_p:.1f}.")
+    lines.append(f"{WORDS[found.outcome]}: that {suspect} carries the mark of {owner}.")
+    lines.append(sentence(found.verdict) + "." if found.verdict is not None else found.reason)
+    if found.pool == "own":
+        lines.append("The inputs were the judge's own choice, not the claim's.")
+    if found.claim.attested is None:
+        lines.append("Nothing that was given shows when the claim was made.")
+    if report is not None and found.verdict is not None:
+        lines.append(f"Report: {report}")
+    return lines
