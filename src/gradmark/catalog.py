@@ -56,6 +56,7 @@ from gradmark.schemes.probe_gradient import ProbeGradient
 from gradmark.schemes.trigger import Trigger
 from gradmark.schemes.weights import Weights
 from gradmark.suspects import load_factory
+from gradmark.tasks.faces import Faces
 from gradmark.tasks.speech import Speech
 from gradmark.tasks.tabular import Tabular
 
@@ -117,6 +118,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "output-topk": OutputTopK,
 }
 TASKS: dict[str, Callable[..., Task]] = {
+    "faces": Faces,
     "speech": Speech,
     "tabular": Tabular,
 }

@@ -16,11 +16,12 @@ import typer
 from gradmark.errors import UsageError
 from gradmark.terminal import (
     CODES,
-    Data,
     Json,
     Key,
     Passphrase,
     Seed,
+    SomeData,
+    Task,
     app,
     ask,
     command,
@@ -28,6 +29,7 @@ from gradmark.terminal import (
     key_of,
     settings,
     show,
+    task_or,
 )  # fmt: skip
 
 
@@ -76,7 +78,6 @@ def demo(
 
 @command("gradmark embed --model nets:resnet20 --data cifar.npz --key acme.key --out signed")
 def embed(
-    data: Data,
     key: Key,
     out: Annotated[
         Path, typer.Option(help="New folder for model.safetensors, mark.json, run.json, report.html.")
@@ -84,6 +85,8 @@ def embed(
     model: Annotated[
         str | None, typer.Option(help="MODULE:FACTORY, a function that returns the torch model.")
     ] = None,
+    data: SomeData = None,
+    task: Task = None,
     weights: Annotated[Path | None, typer.Option(help="Fine-tune these .safetensors weights.")] = None,
     scheme: Annotated[str, typer.Option(help="How the bits are carried; A,B for several ways.")] = "ensemble",
     bits: Annotated[int | None, typer.Option(help="Bits in the mark.", min=1)] = None,
@@ -126,15 +129,15 @@ def embed(
     if export_triggers is not None:
         way = "trigger" if scheme == "ensemble" else scheme
         options = settings(set_ or [])
-        task = ExportJob(data, key_of(key, passphrase_file), out, export_triggers, way, bits, options)
-        written = run_export(task)
+        source = task_or(None, data, "--data")
+        written = run_export(
+            ExportJob(source, key_of(key, passphrase_file), out, export_triggers, way, bits, options)
+        )
         return show(0, as_json, written.to_json(), *written.shown())
-    if model is None:
-        raise UsageError("Which model?", expected="--model MODULE:FACTORY, or --export-triggers FILE.npz")
     job = EmbedJob(
-        model, data, key_of(key, passphrase_file), out, weights, scheme, bits, settings(set_ or []), target_p,
-        budget, epochs, lr, batch_size, optimizer, augment, strength, margin, smoothing, calibrate, method,
-        seed, resume,
+        task_or(task, model, "--model"), task_or(task, data, "--data"), key_of(key, passphrase_file), out,
+        weights, scheme, bits, settings(set_ or []), target_p, budget, epochs, lr, batch_size, optimizer,
+        augment, strength, margin, smoothing, calibrate, method, seed, resume, task,
     )  # fmt: skip
     done = run_embed(job, err())
     return show(CODES[done.verdict.outcome], as_json, done.to_json(), *embedded(done))
@@ -145,7 +148,8 @@ def verify(
     suspect: Annotated[
         str, typer.Argument(help="A .pt2, .onnx or .safetensors file, or an http(s):// endpoint.")
     ],
-    data: Data,
+    data: SomeData = None,
+    task: Task = None,
     key: Annotated[Path | None, typer.Option("--key", help="The owner's key file.")] = None,
     mark: Annotated[Path | None, typer.Option(help="The mark.json that embed wrote.")] = None,
     linear_mark: Annotated[
@@ -184,9 +188,10 @@ def verify(
     from gradmark.commands.verify import Endpoint, VerifyJob, parse_headers, run_verify
 
     job = VerifyJob(
-        suspect, data, None if key is None else key_of(key, passphrase_file), mark, linear_mark, model,
-        access, queries, alpha, keys_tried, seed, report,  # type: ignore[arg-type]
+        suspect, task_or(task, data, "--data"), None if key is None else key_of(key, passphrase_file), mark,
+        linear_mark, model, access, queries, alpha, keys_tried, seed, report,  # type: ignore[arg-type]
         Endpoint(batch_size, timeout, journal, parse_headers(header or [])), sequential, seal,
+        task,
     )  # fmt: skip
     verdict = run_verify(job, err())
     return show(CODES[verdict.outcome], as_json, verdict.to_json(), *verified(verdict, suspect, report, seal))

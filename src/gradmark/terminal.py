@@ -40,7 +40,13 @@ Json = Annotated[
 ]
 Seed = Annotated[int, typer.Option(help="Seed of all that is random.", min=0)]
 Key = Annotated[Path, typer.Option("--key", help="The owner's key file.")]
-Data = Annotated[str, typer.Option("--data", help="digits, an .npz, a datasets folder or MODULE:FACTORY.")]
+_DATA = typer.Option("--data", help="digits, an .npz, a datasets folder or MODULE:FACTORY.")
+Data = Annotated[str, _DATA]
+SomeData = Annotated[str | None, _DATA]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", help="tabular, faces, ... or MODULE:FACTORY: data, network and scores."),
+]
 Passphrase = Annotated[
     Path | None,
     typer.Option(
@@ -101,6 +107,13 @@ def key_of(path: Path, passphrase_file: Path | None) -> OwnerKey:
     from gradmark.commands.keygen import open_key
 
     return open_key(path, passphrase_file, ask)
+
+
+def task_or(task: str | None, given: str | None, option: str) -> str:
+    """What ``option`` names, or nothing where a task says it. UsageError where both do or neither."""
+    if (task is None) == (given is None):
+        raise UsageError(f"Give {option} or --task, one of them", found="both" if given else "neither")
+    return given or ""
 
 
 def settings(lines: list[str]) -> tuple[tuple[str, Any], ...]:

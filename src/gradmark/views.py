@@ -28,7 +28,7 @@ class View(nn.Module):
     def __init__(self, task: Task, model: nn.Module) -> None:
         super().__init__()
         self.task, self.model = task, model
-        self.train(model.training)
+        self.training = model.training  # and no further: parts may be frozen
 
     def forward(self, x: Tensor) -> Tensor:
         return self.task.scores(self.model, x)

@@ -37,12 +37,14 @@ REMOVED, WORTH = -6.0, 5.0
 
 
 def networks_of(unit: Unit) -> dict[str, Wanted]:
-    """The networks that a unit needs."""
-    return {
+    """The networks that a unit needs; without an attack there is no thief, and no network of his."""
+    found = {
         "marked": Wanted(unit.task, "marked", unit.seed, unit.entry),
         "control": Wanted(unit.task, "control", unit.seed),
-        "sibling": Wanted(unit.task, "sibling", unit.seed),
     }
+    if unit.attack.name != NONE:
+        found["sibling"] = Wanted(unit.task, "sibling", unit.seed)
+    return found
 
 
 def finished(unit: Unit, out: Path) -> bool:
@@ -103,14 +105,20 @@ def run_unit(unit: Unit, out: Path) -> list[dict[str, Any]]:
 
 
 def _attacked(unit: Unit, experiment: Experiment, model: nn.Module, folder: Path) -> nn.Module:
-    """The model as one that gives scores, attacked; what changes inputs stands before the model's own API."""
-    if unit.attack.name == NONE:
-        return viewed(experiment.task, model)
-    attack = catalog.attack(unit.attack.name, dict(unit.attack.parameters))
-    before = unit.attack.name.startswith("input-")
-    target = model if before else viewed(experiment.task, model)
-    done = attack.run(target, thief_of(unit, experiment, folder), generator("attack", unit)).eval()
-    return viewed(experiment.task, done) if before else done
+    """The attacked model as one that gives the owner's scores.
+
+    A thief attacks what gives scores as he sees them; what changes inputs stands before the model's own API,
+    what changes answers behind the owner's scores.
+    """
+    task, name = experiment.task, unit.attack.name
+    if name == NONE:
+        return viewed(task, model)
+    attack, thief = catalog.attack(name, dict(unit.attack.parameters)), thief_of(unit, experiment, folder)
+    if name.startswith("input-"):
+        return viewed(task, attack.run(model, thief, generator("attack", unit)).eval())
+    seen = viewed(task if unit.attack.query_side else experiment.stolen(), model)
+    done = attack.run(seen, thief, generator("attack", unit)).eval()
+    return done if unit.attack.query_side else viewed(task, unviewed(done))
 
 
 def thief_of(unit: Unit, experiment: Experiment, folder: Path) -> Thief:
@@ -121,15 +129,16 @@ def thief_of(unit: Unit, experiment: Experiment, folder: Path) -> Thief:
         torch.randperm(len(train), generator=draw)[: int(len(train) * experiment.thief_share)]
     )
 
-    sibling = viewed(experiment.task, obtain(networks_of(unit)["sibling"], folder))
+    sibling = viewed(experiment.stolen(), obtain(networks_of(unit)["sibling"], folder))
 
     def marker(seed: int) -> Marker:
         marking = unit.entry.marking(unit.task)
         key = OwnerKey.from_seed(_number("thief's key", unit.task, seed), "a thief")
         scheme = unit.entry.scheme(unit.task)
         if hasattr(scheme, "calibrated"):  # the thief's unmarked network is his own
+            seen = ModuleSuspect(viewed(experiment.task, unviewed(sibling)))
             some = experiment.task.carriers((x[:2000], labels[:2000]))
-            scheme = scheme.calibrated(key, data.spec, ModuleSuspect(sibling), some)
+            scheme = scheme.calibrated(key, data.spec, seen, some)
         return Marker(scheme, key, data.spec, seed=seed, **dict(marking.marker))
 
     return Thief(

@@ -96,7 +96,12 @@ class Experiment:
 
     def thiefs(self, make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
         """What a thief gets who asks ``make`` for a network: one that gives the task's scores."""
-        return lambda: viewed(self.task, make())
+        return lambda: viewed(self.stolen(), make())
+
+    def stolen(self) -> Task:
+        """The task as a thief sees it: its own, unless it has a ``thiefs``."""
+        found: Task = self.task.thiefs() if hasattr(self.task, "thiefs") else self.task
+        return found
 
     def seeded(self, recipe: Recipe, seed: int) -> Recipe:
         return replace(recipe, seed=seed)
@@ -105,7 +110,10 @@ class Experiment:
         return hash(self.name)
 
 
-BUILT_IN = {name: f"gradmark.bench.{name}:experiment" for name in ("digits", "speech", "tabular", "cifar10")}
+_NAMES = ("digits", "speech", "tabular", "cifar10", "faces")
+BUILT_IN = {name: f"gradmark.bench.{name}:experiment" for name in _NAMES}
+BUILT_IN |= {f"faces-{fold}": f"gradmark.bench.faces:fold{fold}" for fold in (1, 2, 3)}
+BUILT_IN |= {f"speech-{unseen}": f"gradmark.bench.speech:without{unseen}" for unseen in (1, 2, 3)}
 
 
 @lru_cache(maxsize=8)

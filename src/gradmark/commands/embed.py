@@ -31,6 +31,7 @@ from gradmark.report import embed_report, write_report
 from gradmark.stats import wilson_interval
 from gradmark.suspects import ModuleSuspect, save_weights
 from gradmark.verify import verify
+from gradmark.views import suspected, viewed
 
 AIM = -15.0
 """log10 p that an embedding is measured against where the user states none."""
@@ -60,10 +61,10 @@ def run_embed(job: EmbedJob, console: Console) -> Embedded:
         raise OutputPathError("The output folder exists already", found=str(job.out), fix=fix)
     recipe = job.recipe()
     data, model = fitting(job)
-    scheme = job.scheme_value(data.spec)
-    method = choose_method(
-        scheme, scheme.mark(job.key, data.spec), model, data.to_train().batch(slice(0, 8)), job.method
-    )
+    scheme, task = job.scheme_value(data.spec), job.task_value()
+    few = task.carriers(data.to_train().batch(slice(0, 8)))
+    mark = scheme.mark(job.key, data.spec)
+    method = choose_method(scheme, mark, viewed(task, model), few, job.method)
     job.marker(scheme, data, method.method)  # this and the next refuse nonsense before the control is trained
     replace(recipe, smoothing=job.smoothing)
     work = Work(job.out, identity(job, recipe, scheme, data, model))
@@ -98,7 +99,7 @@ def _embed(
         marker = job.marker(scheme, data, method.method)
         start = time.perf_counter()
         soft = replace(recipe, smoothing=job.smoothing)
-        history = _train(model, data, soft, marker, "marked", work, bar)
+        history = _train(model, data, soft, job, marker, "marked", work, bar)
         factor = temper(model, data.to_train(), control["confidence"]) if job.calibrate else 1.0
         marked, verdict = _measured(model, "marked", data, mark, job, history, start)
     points = 100 * (control["accuracy"][0] - marked["accuracy"][0])
@@ -115,7 +116,8 @@ def _embed(
         "recipe": asdict(recipe),
         "smoothing": job.smoothing,
         "temperature": 1 / factor,
-        "confidence": {"marked": confidence_of(model, data.to_train()), "control": control["confidence"]},
+        "confidence": {"marked": _confidence(model, data, job), "control": control["confidence"]},
+        "utility": {"marked": marked.get("utility"), "control": control.get("utility")},
         "scheme": {"name": scheme.name, "parameters": scheme.parameters()},
         "strength": marker.strength,
         "margin": marker.margin,
@@ -124,6 +126,7 @@ def _embed(
         "resumed": job.resume,
         "model": {"factory": job.model, "weights": None if job.weights is None else job.weights.name},
         "data": job.data,
+        "task": job.task,
         "owner": job.key.owner,
         "key_id": job.key.key_id,
         "history": {"marked": marked["history"], "control": control["history"]},
@@ -141,32 +144,47 @@ def _control(
 ) -> dict[str, Any]:
     """Train the unmarked network; the mark takes its readings for reference, and only then has bits."""
     start = time.perf_counter()
-    history = _train(model, data, recipe, None, "control", work, bar)
+    history = _train(model, data, recipe, job, None, "control", work, bar)
     if hasattr(scheme, "calibrated"):
-        scheme = scheme.calibrated(job.key, data.spec, ModuleSuspect(model), data.test.all())
+        task = job.task_value()
+        seen = ModuleSuspect(viewed(task, model))
+        scheme = scheme.calibrated(job.key, data.spec, seen, task.carriers(data.test.all()))
     mark = work.mark(lambda: _mark(job, scheme, data))
     measured = _measured(model, "control", data, mark, job, history, start)[0]
-    return {**measured, "confidence": confidence_of(model, data.to_train())}
+    return {**measured, "confidence": _confidence(model, data, job)}
+
+
+def _confidence(model: nn.Module, data: Data, job: EmbedJob) -> float | None:
+    """Mean confidence in training inputs; None where no classes are named."""
+    return confidence_of(model, data.to_train()) if job.task is None else None
 
 
 def _train(
-    model: nn.Module, data: Data, recipe: Recipe, marker: Marker | None, stage: str, work: Work, bar: Bar
-) -> list[dict[str, Any]]:
+    model: nn.Module, data: Data, recipe: Recipe, job: EmbedJob, marker: Marker | None, stage: str,
+    work: Work, bar: Bar,
+) -> list[dict[str, Any]]:  # fmt: skip
     """Train one of the two, in place."""
-    checkpoint = work.checkpoint(stage)
     return train(
-        model, data.to_train(), recipe, marker=marker, stage=stage, checkpoint=checkpoint, report=bar.train
-    )
+        model, data.to_train(), recipe, marker=marker, task=job.task_value(), stage=stage,
+        checkpoint=work.checkpoint(stage), report=bar.train,
+    )  # fmt: skip
 
 
 def _measured(
     model: nn.Module, stage: str, data: Data, mark: MarkFile, job: EmbedJob, history: Any, start: float
 ) -> tuple[dict[str, Any], Verdict]:
-    """Accuracy and verdict on the inputs that nothing is trained on."""
-    seconds = round(time.perf_counter() - start, 3)
-    right, n = accuracy_of(model, data.test)
-    verdict = verify(mark, job.key, ModuleSuspect(model, name=stage), data.test.all())
+    """Accuracy, or a task's own utility, and verdict on the inputs that nothing is trained on."""
+    seconds, task = round(time.perf_counter() - start, 3), job.task_value()
+    if job.task is None:
+        right, n = accuracy_of(model, data.test)
+        worth = {}
+    else:
+        found = task.utility(model)
+        right, n, worth = round(found.percent * found.n / 100), found.n, {"utility": asdict(found)}
+    suspect = suspected(task, ModuleSuspect(model, name=stage))
+    verdict = verify(mark, job.key, suspect, task.carriers(data.test.all()))
     row = {
+        **worth,
         "accuracy": [right / n, *wilson_interval(right, n)],
         "seconds": seconds,
         "history": history,

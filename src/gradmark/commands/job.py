@@ -21,8 +21,9 @@ from gradmark.embed import Marker, Recipe
 from gradmark.ensemble import Ensemble
 from gradmark.errors import MarkFileError, ModelError, UsageError
 from gradmark.keys import OwnerKey
-from gradmark.protocols import ModelSpec, Scheme, TestName
+from gradmark.protocols import ModelSpec, Scheme, Task, TestName
 from gradmark.suspects import ModuleSuspect, build_model, load_weights, weights_digest
+from gradmark.views import Classification, viewed
 
 CARRIERS = 200
 TEST: TestName = "signed-rank"
@@ -59,10 +60,22 @@ class EmbedJob:
     method: str = "auto"
     seed: int = 0
     resume: bool = False
+    task: str | None = None
+    """Says data, network and scores; ``model`` and ``data`` are empty then."""
 
     def __post_init__(self) -> None:
+        if self.task is not None and self.calibrate:
+            raise UsageError("--calibrate is for class scores", fix="leave it or --task out")
         if self.target_p is not None and not 0 < self.target_p < 1:
             raise UsageError("The target p makes no sense", expected="0 < p < 1", found=str(self.target_p))
+
+    def task_value(self) -> Task:
+        """The task; without a name it is classification of the data."""
+        if self.task is not None:
+            return catalog.task(self.task)
+        return Classification(
+            self.data, lambda: load_data(self.data), lambda: build_model(self.model, self.model)
+        )
 
     def recipe(self) -> Recipe:
         """The training schedule, gentler where given weights are tuned."""
@@ -106,6 +119,7 @@ class EmbedJob:
         given = {name: getattr(self, name) for name in names} | {
             "method": None if self.method == "auto" else self.method,
             "weights": None if self.weights is None else "WEIGHTS.safetensors",
+            "task": self.task,
         }
         found = [f"--{n.replace('_', '-')} {value}" for n, value in given.items() if value is not None]
         if self.smoothing != SMOOTHING:
@@ -117,19 +131,20 @@ class EmbedJob:
 
 def fitting(job: EmbedJob) -> tuple[Data, nn.Module]:
     """The data and the model with its weights, checked against each other by one batch."""
-    data = load_data(job.data)
+    task = job.task_value()
+    data: Data = load_data(job.data) if job.task is None else task.data()
     split = data.to_train()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
-        model = build_model(job.model, job.model)
+        model = task.network()
     if job.weights is not None:
         load_weights(model, job.weights)
-    classes = int(max(split.y.max(), data.test.y.max())) + 1
-    few = split.batch(slice(0, 8))[0]
-    width = ModuleSuspect(model, name=job.model).query(few).shape[1]
+    few, _ = task.carriers(split.batch(slice(0, 8)))
+    classes = data.spec.n_classes if job.task else int(max(split.y.max(), data.test.y.max())) + 1
+    width = ModuleSuspect(viewed(task, model), name=job.model or task.name).query(few).shape[1]
     if width < max(2, classes):
         raise ModelError(
-            f"{job.model} doesn't fit the data",
+            f"{job.model or task.name} doesn't fit the data",
             expected=f"scores for {max(2, classes)} classes or more",
             found=f"scores for {width}",
             fix="Give the model's last layer as many outputs as there are classes",
@@ -164,6 +179,7 @@ def identity(job: EmbedJob, recipe: Recipe, scheme: Scheme, data: Data, model: n
         "margin": job.margin,
         "method": job.method,
         "model": job.model,
+        "task": job.task,
         "first weights": weights_digest(model),
         "data": sha256(content),
         "spec": data.spec.to_json(),

@@ -11,18 +11,20 @@ from pathlib import Path
 import torch
 from rich.console import Console
 
+from gradmark import catalog
 from gradmark.codec import MarkFile
 from gradmark.commands.progress import Bar, Watched
 from gradmark.data import Data, load_data
 from gradmark.ensemble import Ensemble
 from gradmark.errors import DataError, EndpointError, MismatchError, UsageError
 from gradmark.keys import OwnerKey
-from gradmark.protocols import Access, BlackBox, Verdict, WhiteBox
+from gradmark.protocols import Access, Batch, BlackBox, Verdict, WhiteBox
 from gradmark.report import verdict_report, write_report
 from gradmark.schemes.linear import LinearMark
 from gradmark.seal import SealFile, check_suspect
 from gradmark.suspects import HttpSuspect, open_suspect
 from gradmark.verify import DEFAULT_ALPHA, DEFAULT_QUERIES, verify, verify_linear
+from gradmark.views import suspected
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,8 @@ class VerifyJob:
     endpoint: Endpoint = Endpoint()
     sequential: bool = False
     seal: Path | None = None
+    task: str | None = None
+    """Says data, network and scores; ``data`` is empty then."""
 
     def __post_init__(self) -> None:
         if self.access not in (None, "white", "black"):
@@ -89,18 +93,19 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
     if mark is not None and job.key is not None:
         mark.check_key(job.key)
     seal = _seal(job)
-    data = load_data(job.data)
+    data, pool = _data(job)
     journal, ours = _journal(
         job, mark.digest if mark is not None else linear.digest if linear is not None else ""
     )
-    suspect = _open(job, journal)
+    opened = _open(job, journal)
+    suspect = opened if job.task is None else suspected(catalog.task(job.task), opened)
     try:
         with torch.random.fork_rng(devices=[]), Bar(console) as bar:
             torch.manual_seed(job.seed)
-            sealed = None if seal is None else check_suspect(seal, suspect, job.access, name=job.suspect)
+            sealed = None if seal is None else check_suspect(seal, opened, job.access, name=job.suspect)
             if seal is not None and sealed is not None and sealed.access == "black":
                 job = replace(job, queries=job.queries - seal.queries)
-            verdict = _judge(job, mark, linear, suspect, data, bar)
+            verdict = _judge(job, mark, linear, suspect, data, pool, bar)
             if sealed is not None:
                 asked = verdict.queries + (sealed.queries if sealed.access == "black" else 0)
                 verdict = replace(verdict, modified=sealed.modified, queries=asked)
@@ -114,8 +119,8 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
             raise EndpointError(error.what, expected=error.expected, found=error.found, fix=fix) from error
         raise
     finally:
-        if isinstance(suspect, HttpSuspect):
-            suspect.close()
+        if isinstance(opened, HttpSuspect):
+            opened.close()
     if job.report is not None:
         owner = job.key.owner if job.key is not None else "the linear mark's makers"
         write_report(
@@ -123,7 +128,7 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
                 verdict,
                 owner=owner,
                 suspect_name=suspect.name,
-                data_name=job.data,
+                data_name=job.data or str(job.task),
                 linear=linear is not None,
                 parts=() if mark is None else parts_of(mark),
             ),
@@ -132,6 +137,15 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
     if ours and journal is not None:
         journal.unlink(missing_ok=True)
     return verdict
+
+
+def _data(job: VerifyJob) -> tuple[Data, Batch]:
+    """The data, and the inputs and labels from which the key picks carriers."""
+    if job.task is None:
+        data = load_data(job.data)
+        return data, data.test.all()
+    task = catalog.task(job.task)
+    return task.data(), task.carriers(task.data().test.all())
 
 
 def _seal(job: VerifyJob) -> SealFile | None:
@@ -154,12 +168,17 @@ def parts_of(mark: MarkFile) -> tuple[str, ...]:
 
 
 def _judge(
-    job: VerifyJob, mark: MarkFile | None, linear: LinearMark | None, suspect: BlackBox, data: Data, bar: Bar
+    job: VerifyJob,
+    mark: MarkFile | None,
+    linear: LinearMark | None,
+    suspect: BlackBox,
+    data: Data,
+    pool: Batch,
+    bar: Bar,
 ) -> Verdict:
     access: Access = job.access or (
         "white" if isinstance(suspect, WhiteBox) and not job.sequential else "black"
     )
-    pool = data.test.all()
     common = {"access": access, "alpha": job.alpha, "queries": job.queries, "keys_tried": job.keys_tried}
     if access == "white":
         classes = suspect.query(pool[0][:1]).shape[1] if pool[0].shape[1:] == data.spec.input_shape else 0
@@ -185,7 +204,8 @@ def _judge(
 
 def _open(job: VerifyJob, journal: Path | None) -> BlackBox:
     if not _is_endpoint(job.suspect):
-        return open_suspect(job.suspect, model=job.model)
+        network = job.model or (None if job.task is None else catalog.task(job.task).network)
+        return open_suspect(job.suspect, model=network)
     if job.access == "white":
         raise UsageError("An endpoint can't be read white-box", fix="leave --access out")
     return HttpSuspect(
@@ -202,7 +222,7 @@ def _journal(job: VerifyJob, mark_digest: str) -> tuple[Path | None, bool]:
         return None, False
     if job.endpoint.journal is not None:
         return job.endpoint.journal, False
-    name = hashlib.sha256(f"{job.suspect}\0{mark_digest}\0{job.data}".encode()).hexdigest()[:12]
+    name = hashlib.sha256(f"{job.suspect}\0{mark_digest}\0{job.data or job.task}".encode()).hexdigest()[:12]
     beside = job.mark or job.linear_mark or Path()
     folder = beside.parent if os.access(beside.parent, os.W_OK) else Path()
     return folder / f"verify-{name}.journal", True

@@ -30,14 +30,14 @@ _KNOWN = ".pt2, .onnx, .safetensors or an http(s):// address"
 def open_suspect(
     source: str | Path | nn.Module | Callable[[Tensor], Any] | BlackBox,
     *,
-    model: str | None = None,
+    model: str | Callable[[], nn.Module] | None = None,
     journal: Path | None = None,
 ) -> BlackBox:
     """The suspect that ``source`` names; a WhiteBox for modules, .pt2 and weights with ``model``.
 
-    ``model`` is "MODULE:FACTORY", a function without arguments that returns the architecture for a
-    file of weights. ``journal`` keeps an endpoint's answers. Raises ModelFileError where the file
-    can't be read safely, UsageError where ``model`` is missing or wrong.
+    ``model`` is a function without arguments that returns the architecture for a file of weights, or
+    names one as "MODULE:FACTORY". ``journal`` keeps an endpoint's answers. Raises ModelFileError where
+    the file can't be read safely, UsageError where ``model`` is missing or wrong.
     """
     if isinstance(source, nn.Module):
         return ModuleSuspect(source, name=type(source).__name__)
@@ -103,14 +103,14 @@ def file_digest(path: str | Path) -> str:
         return "sha256:" + hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def build_model(model: str | None, name: str) -> nn.Module:
+def build_model(model: str | Callable[[], nn.Module] | None, name: str) -> nn.Module:
     """A fresh module from the factory ``model``, for the weights in the file ``name``."""
     if model is None:
         fix = "Give --model MODULE:FACTORY"
         raise UsageError(
             f"{name} holds weights only", expected="the architecture that they belong to", fix=fix
         )
-    factory = load_factory(model)
+    factory = load_factory(model) if isinstance(model, str) else model
     if isinstance(factory, nn.Module):
         return factory
     try:
@@ -124,7 +124,7 @@ def build_model(model: str | None, name: str) -> nn.Module:
     return module
 
 
-def _from_pickle(path: Path, model: str | None) -> nn.Module:
+def _from_pickle(path: Path, model: str | Callable[[], nn.Module] | None) -> nn.Module:
     """Weights from a pickled state dict, read by torch's restricted unpickler alone."""
     refusal = {
         "expected": f"{_KNOWN}, or a plain state dict with --model",

@@ -9,11 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor, nn
 
-from gradmark.data import Data, load_data, shared
-from gradmark.views import Classification
+from gradmark.data import Data, Split, load_data, shared
+from gradmark.errors import DataError
+from gradmark.files import read_arrays
+from gradmark.protocols import Utility
+from gradmark.views import Classification, accuracy_of
 
 
 class SpeechNet(nn.Module):
@@ -51,10 +56,36 @@ def load() -> Data:
     return load_data(str(shared("fsdd_8k_1s.npz")))
 
 
+@lru_cache(maxsize=2)
+def by_speaker(unseen: int) -> tuple[Data, Split]:
+    """The recordings of five speakers (2,250 and 250), and the 50 test recordings of the ``unseen`` sixth."""
+    everybody = load()
+    arrays = read_arrays(shared("fsdd_8k_1s.npz"), what="spoken digits", error=DataError)
+    person = sorted(set(arrays["speaker_train"].tolist()))[unseen]
+    known, strange = [], []
+    for split, part in ((everybody.to_train(), "train"), (everybody.test, "test")):
+        theirs = torch.from_numpy(arrays[f"speaker_{part}"] == person)
+        known.append(Split(split.x[~theirs], split.y[~theirs], split.spec))
+        strange.append(Split(split.x[theirs], split.y[theirs], split.spec))
+    return Data(known[0], known[1], everybody.spec), strange[1]
+
+
 @dataclass(frozen=True)
 class Speech(Classification):
-    """Spoken digits of the speakers that the network was trained on."""
+    """``unseen``: the number of a speaker who is left out of training and judged apart; None: nobody is."""
 
     name: str = "speech"
     load: Callable[[], Data] = load
     make: Callable[[], nn.Module] = SpeechNet
+    unseen: int | None = None
+
+    def data(self) -> Data:
+        return super().data() if self.unseen is None else by_speaker(self.unseen)[0]
+
+    def utility(self, model: nn.Module) -> Utility:
+        right, n = accuracy_of(model, self.data().test)
+        details = {}
+        if self.unseen is not None:
+            strange, of = accuracy_of(model, by_speaker(self.unseen)[1])
+            details["unseen speaker"] = strange / of
+        return Utility(100 * right / n, n, details)
