@@ -23,6 +23,7 @@ from torch import Tensor
 from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import ModelSpec
+from gradmark.token_directions import WordDirections, keyed_maps, keyed_words, room_for_words
 
 # Correlation of neighbouring samples and of colour channels in natural inputs, by which kernels
 # are whitened: without it every kernel mostly reads brightness and contrast. Constants, not
@@ -125,6 +126,15 @@ class PatternDirections:
         return patterns[group].reshape(len(x), self.n, *x.shape[1:]) * (self.step * self.scale)
 
 
+def nudged(directions: Directions, x: Tensor, group: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    """The two inputs (b, *shape) whose answers a reading compares: to either side along direction ``index``
+    (b,), or with either of two keyed tokens."""
+    if isinstance(directions, WordDirections):
+        return directions.both(x, group, index)
+    d = directions.one(x, group, index)
+    return x + d, x - d
+
+
 def orthonormal(columns: Tensor) -> Tensor:
     """Gram-Schmidt of the columns (..., rows, n): unique, so every linear algebra library agrees."""
     q, r = torch.linalg.qr(columns)
@@ -146,6 +156,8 @@ def capacity(spec: ModelSpec, kernel_size: int) -> int:
     """How many independent directions one class offers; more would contradict each other."""
     if spec.domain == "vector":
         return int(np.prod(spec.input_shape))
+    if spec.domain in ("text", "tokens"):
+        return room_for_words(spec)
     channels = spec.input_shape[0] if len(spec.input_shape) > 1 else 1
     return channels * channels * kernel_size**2
 
@@ -161,6 +173,10 @@ def keyed_directions(
     leaves kernels white, 1 evens out their response to natural inputs. Raises UsageError where the
     input is too small for them.
     """
+    if spec.domain == "text":
+        return keyed_maps(key, spec, n, groups, step, context)
+    if spec.domain == "tokens":
+        return keyed_words(key, spec, n, groups, context)
     while spec.domain != "vector" and n > capacity(spec, kernel_size) and _fits(spec, kernel_size + 2):
         kernel_size += 2
     room = capacity(spec, kernel_size)

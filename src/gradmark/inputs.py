@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import ModelSpec
 
@@ -17,6 +18,10 @@ def smooth_noise(key: OwnerKey, spec: ModelSpec, n: int, *, purpose: str, contex
     """(n, *shape) float32 with zero mean and unit root mean square each: smooth for images and
     signals, white for vectors."""
     shape = spec.input_shape
+    if spec.domain in ("text", "tokens"):
+        raise UsageError(
+            "There is no smooth noise of words", expected="image, signal or vector", found=spec.domain
+        )
     if spec.domain == "vector":
         noise = torch.from_numpy(key.normals(purpose, (n, *shape), context=context))
     else:
@@ -36,8 +41,11 @@ def secret_inputs(key: OwnerKey, spec: ModelSpec, n: int, *, purpose: str, conte
     """(n, *shape) legal inputs made of :func:`smooth_noise`.
 
     A quarter of the range about its middle for images and bounded vectors, a tenth of full loudness
-    for signals, one natural unit for what is unbounded.
+    for signals, one natural unit for what is unbounded. Of tokens: rows of any, one after the other.
     """
+    if spec.domain == "tokens":
+        words = key.integers(purpose, n * spec.input_shape[0], spec.levels or 1, context=context)
+        return torch.from_numpy(words).reshape(n, *spec.input_shape).float()
     noise = smooth_noise(key, spec, n, purpose=purpose, context=context)
     middle, size = 0.0, spec.scale * (_LOUDNESS if spec.domain == "signal" else 1.0)
     if spec.low is not None and spec.high is not None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 Batch = tuple[Tensor, Tensor]
 """Inputs (b, *shape) and integer class labels (b,)."""
 
-Domain = Literal["image", "vector", "signal"]
+Domain = Literal["image", "vector", "signal", "text", "tokens"]
 Access = Literal["white", "black"]
 Outcome = Literal["owned", "no-evidence", "inconclusive"]
 TestName = Literal["sign", "signed-rank", "sign-flip"]

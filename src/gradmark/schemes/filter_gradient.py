@@ -23,7 +23,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmark.carriers import Directions, keyed_directions
+from gradmark.carriers import Directions, keyed_directions, nudged
 from gradmark.codec import canonical_json
 from gradmark.contrasts import wrong_class_contrasts
 from gradmark.errors import MismatchError, UsageError
@@ -33,11 +33,14 @@ from gradmark.questions import Questions
 from gradmark.reference import seal, unseal, without
 from gradmark.scores import check_classes, check_pool, log_scores, probabilities, wide
 from gradmark.suspects.checks import unwrap
+from gradmark.token_directions import WordDirections
 
 Method = Literal["exact", "central-difference"]
 _CHUNK = 64  # carriers at a time: bounds memory at K copies of each
 _HISTORY = 12  # points on the curve of p against queries
-_REFERENCE_CARRIERS = 500
+_REFERENCE_CARRIERS, _REFERENCE_PAIRS = 500, 4000
+_MANY = 16  # directions
+_SWAPS = 8  # pairs of tokens that a white-box reading puts into each carrier
 
 
 @dataclass(frozen=True)
@@ -110,10 +113,14 @@ class FilterGradient:
         """
         plain = replace(self, reference="")
         mark = plain.mark(key, spec)
+        k = mark.directions.n
+        # Gradients tell all directions at once; finite differences are dear where these are many.
+        words = isinstance(mark.directions, WordDirections)
+        white = isinstance(unmarked, WhiteBox) and not words and (k > _MANY or spec.domain == "text")
         n = min(len(pool[0]), _REFERENCE_CARRIERS)
-        values = plain.read(
-            mark, unmarked, pool, access="black", carriers=n, queries=2 * n * mark.directions.n
-        ).values
+        n = n if white else min(n, max(1, _REFERENCE_PAIRS // k))
+        way: Access = "white" if white else "black"
+        values = plain.read(mark, unmarked, pool, access=way, carriers=n, queries=2 * n * k).values
         return replace(self, reference=seal(key, values, mark.context))
 
     def mark(self, key: OwnerKey, spec: ModelSpec) -> FilterGradientMark:
@@ -169,7 +176,6 @@ class FilterGradient:
         x, labels = batch
         count = mark.contrasts.shape[1]
         i = torch.randint(mark.directions.n, (len(x),), generator=generator).to(x.device)
-        d = mark.directions.one(x, mark.group(labels), i)
         w = mark.contrasts.to(x.device)[labels]
         if method == "exact":
             l = torch.randint(count, (len(x), 1), generator=generator).to(x.device)  # noqa: E741
@@ -177,10 +183,12 @@ class FilterGradient:
             chosen = w.gather(1, l[:, :, None].expand(-1, -1, w.shape[2]))[:, 0]
             score = (wide(unwrap(model(x))) * chosen).sum()
             (gradient,) = torch.autograd.grad(score, x, create_graph=True)
+            d = mark.directions.one(x.detach(), mark.group(labels), i)
             values = (gradient * d).flatten(1).sum(1, keepdim=True)
         else:
             l = torch.arange(count, device=x.device).expand(len(x), count)  # noqa: E741
-            plus, minus = wide(unwrap(model(torch.cat([x + d, x - d])))).chunk(2)
+            both = nudged(mark.directions, x, mark.group(labels), i)
+            plus, minus = wide(unwrap(model(torch.cat(both)))).chunk(2)
             values = torch.einsum("bc,blc->bl", (plus - minus) / 2, w.to(plus.dtype))
         # The last direction may carry fewer bits than contrasts: what is beyond reads as zero.
         index = mark.bit_index(i[:, None], l)
@@ -201,6 +209,10 @@ class FilterGradient:
         check_pool(mark.spec, pool)
         chosen = mark.order(len(pool[0]))[:carriers]
         x, labels = pool[0][chosen], pool[1][chosen]
+        if access == "white" and isinstance(mark.directions, WordDirections):
+            # Tokens have no derivative: as many pairs as cost about what gradients would.
+            found = self._read_black(mark, suspect, x, labels, 2 * _SWAPS * len(x))
+            return replace(found, access="white", queries=0, history=())
         if access == "white":
             if not isinstance(suspect, WhiteBox):
                 raise MismatchError("White-box reading needs the model itself", found=suspect.name)
@@ -220,8 +232,8 @@ class FilterGradient:
         def ask(cell: int, number: int) -> Tensor:
             i = torch.tensor([cell])
             j = carrier(i, torch.tensor([number]))
-            d = mark.directions.one(x[j], mark.group(labels[j]), i)
-            return mark.spec.snap(torch.cat([x[j] + d, x[j] - d]))
+            both = nudged(mark.directions, x[j], mark.group(labels[j]), i)
+            return mark.spec.snap(torch.cat(both))
 
         def read(scores: Tensor, cells: Tensor, numbers: Tensor) -> Tensor:
             contrasts = mark.contrasts[labels[carrier(cells, numbers)]].double()
@@ -270,9 +282,8 @@ class FilterGradient:
         asked, labels_of = [], []
         for part in p.split(2 * _CHUNK):
             j = which[part]
-            d = mark.directions.one(x[j], mark.group(labels[j]), i[part])
-            both = torch.stack([mark.spec.snap(x[j] + d), mark.spec.snap(x[j] - d)], 1)
-            asked.append(suspect.query(both.flatten(0, 1)))
+            both = nudged(mark.directions, x[j], mark.group(labels[j]), i[part])
+            asked.append(suspect.query(torch.stack([mark.spec.snap(b) for b in both], 1).flatten(0, 1)))
             labels_of.append(labels[j])
         # All answers are judged together: whether an API rounds must not depend on the chunk.
         scores = log_scores(torch.cat(asked), mark.spec.n_classes).unflatten(0, (-1, 2))
