@@ -156,9 +156,10 @@ def test_every_task_of_the_catalog(name: str, request: pytest.FixtureRequest) ->
     torch.testing.assert_close(data.spec.snap(x), x)
     scores = viewed(task, model)(x)
     assert scores.shape == (len(x), data.spec.n_classes)
-    moving = x.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(viewed(task, model)(moving)[:, 0].sum(), moving)
-    assert float(gradient.abs().max()) > 0
+    if data.spec.domain != "tokens":  # which have no derivative
+        moving = x.clone().requires_grad_()
+        (gradient,) = torch.autograd.grad(viewed(task, model)(moving)[:, 0].sum(), moving)
+        assert float(gradient.abs().max()) > 0
     loss = task.loss(model, data.to_train().batch(slice(0, 16)))
     assert loss.shape == ()
     assert loss.requires_grad

@@ -57,8 +57,11 @@ from gradmark.schemes.trigger import Trigger
 from gradmark.schemes.weights import Weights
 from gradmark.suspects import load_factory
 from gradmark.tasks.faces import Faces
+from gradmark.tasks.language import Language
+from gradmark.tasks.sentences import Sentences
 from gradmark.tasks.speech import Speech
 from gradmark.tasks.tabular import Tabular
+from gradmark.tasks.transcription import Transcription
 
 FLAGSHIP = Ensemble.name
 FLAGSHIP_PARTS = ("filter-gradient", "class-contrast", "trigger")
@@ -119,8 +122,11 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
 }
 TASKS: dict[str, Callable[..., Task]] = {
     "faces": Faces,
+    "language": Language,
+    "sentences": Sentences,
     "speech": Speech,
     "tabular": Tabular,
+    "transcription": Transcription,
 }
 
 

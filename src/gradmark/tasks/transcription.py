@@ -1,0 +1,187 @@
+"""Transcription: strings of spoken digits at 8 kHz into a network trained with connectionist temporal
+classification (CTC, Graves et al. 2006).
+
+CTC's loss has no double backward, and as a score it would say how well the *right* transcript fits. The
+mark rides on the posteriors instead, of which there are two views:
+
+- ``frames``: an API that shows its posteriors. The score of a digit is its log-probability among the
+  digits, averaged over the frames with the weight 1 - P(blank): where something is said.
+- ``confidence``: an API that shows a transcript and how sure it is. Two scores, log c and log (1 - c),
+  where c is the geometric mean over the transcript's digits of the best path's probability.
+
+The direction at a recording is that recording through a keyed filter (:mod:`gradmark.carriers`). Features
+are not normalised by recording: a cepstral mean would take every filter away, and so the mark.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, ClassVar, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradmark.data import Data, Split
+from gradmark.errors import UsageError
+from gradmark.protocols import Batch, ModelSpec, Utility
+from gradmark.suspects.checks import unwrap
+from gradmark.transcripts import edit_distance
+from gradmark.voices import RATE, Clips, joined, recorded
+
+LENGTH = 14_000  # samples: 1.75 s
+DIGITS, BLANK = 10, 10
+_MELS, _HOP, _WINDOW, _FFT = 40, 80, 200, 256
+
+
+def mel_filters(n_mels: int = _MELS, n_fft: int = _FFT, rate: int = RATE) -> Tensor:
+    """(n_mels, n_fft / 2 + 1) triangular filters, evenly spaced on the mel scale from 50 Hz to rate / 2."""
+
+    def mel(hertz: Tensor) -> Tensor:
+        return 2595 * torch.log10(1 + hertz / 700)
+
+    low, high = mel(torch.tensor([50.0, rate / 2]))
+    corners = torch.linspace(float(low), float(high), n_mels + 2)
+    bins = mel(torch.linspace(0, rate / 2, n_fft // 2 + 1))
+    rise = (bins - corners[:-2, None]) / (corners[1:-1] - corners[:-2])[:, None]
+    fall = (corners[2:, None] - bins) / (corners[2:] - corners[1:-1])[:, None]
+    return torch.minimum(rise, fall).clamp_min(0)
+
+
+class Transcriber(nn.Module):
+    """Log-mel features, two strided convolutions and a bidirectional GRU: samples (b, n) in [-1, 1] to
+    log-probabilities (b, frames, 11) of the ten digits and the blank, a frame every 40 ms."""
+
+    window: Tensor
+    filters: Tensor
+
+    def __init__(self, width: int = 48) -> None:
+        super().__init__()
+        self.register_buffer("window", torch.hann_window(_WINDOW), persistent=False)
+        self.register_buffer("filters", mel_filters(), persistent=False)
+        self.conv = nn.Sequential(
+            nn.Conv1d(_MELS, 64, 5, 2, 2), nn.BatchNorm1d(64), nn.ReLU(),
+            nn.Conv1d(64, 64, 5, 2, 2), nn.BatchNorm1d(64), nn.ReLU(),
+        )  # fmt: skip
+        self.gru = nn.GRU(64, width, batch_first=True, bidirectional=True)
+        self.head = nn.Linear(2 * width, DIGITS + 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        spectrum = torch.stft(
+            x, _FFT, _HOP, _WINDOW, self.window.to(x.dtype), center=True, return_complex=True
+        )
+        power = spectrum.real.square() + spectrum.imag.square()
+        features = (self.filters.to(x.dtype) @ power + 1e-4).log() / 4
+        hidden, _ = self.gru(self.conv(features).transpose(1, 2))
+        found: Tensor = self.head(hidden).log_softmax(-1)
+        return found
+
+
+def best_path(log_p: Tensor) -> list[list[int]]:
+    """The transcripts of the likeliest frames (b, frames, 11): repeats merged, blanks left out."""
+    rows = []
+    for frames in log_p.argmax(-1).tolist():
+        merged = [d for d, before in zip(frames, [BLANK, *frames[:-1]], strict=True) if d != before]
+        rows.append([d for d in merged if d != BLANK])
+    return rows
+
+
+def confidence(log_p: Tensor) -> Tensor:
+    """(b,) geometric mean over the transcript's digits of the best path's probability (b, frames, 11)."""
+    best, digit = log_p.max(-1)
+    fresh = (digit[:, 1:] != digit[:, :-1]) & (digit[:, 1:] != BLANK)
+    n = fresh.sum(1) + (digit[:, 0] != BLANK)
+    return (best.sum(1) / n.clamp_min(1)).exp()
+
+
+def digit_scores(log_p: Tensor) -> Tensor:
+    """(b, 10) mean log-probability of each digit among the digits, weighted by 1 - P(blank)."""
+    said = (1 - log_p[..., BLANK].exp()).clamp_min(1e-4)
+    among = log_p[..., :BLANK].log_softmax(-1)
+    return (said[..., None] * among).sum(1) / said.sum(1, keepdim=True)
+
+
+Speakers = Callable[[], tuple[Clips, Clips, Clips]]
+
+
+@lru_cache(maxsize=4)
+def strings(clips: Speakers, n_train: int, n_test: int, unseen: bool) -> Data:
+    """Fixed strings for reading and testing; :meth:`Transcription.fresh` makes others to train on."""
+    spec = ModelSpec("signal", (LENGTH,), DIGITS, -1.0, 1.0, 65536)
+    known, test, strange = clips()
+    train = joined(known, n_train, LENGTH, torch.Generator().manual_seed(1))
+    tested = joined(strange if unseen else test, n_test, LENGTH, torch.Generator().manual_seed(2))
+    return Data(Split(*train, spec), Split(*tested, spec), spec)
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """``reads``: the view. ``clips``: gives recordings of single digits of known speakers to train and to
+    test on, and of a speaker whom no training hears; ``unseen``: the test strings are his."""
+
+    reads: Literal["frames", "confidence"] = "frames"
+    clips: Speakers = recorded
+    unseen: bool = False
+    n_train: int = 500
+    n_test: int = 600
+
+    name: ClassVar[str] = "transcription"
+
+    def data(self) -> Data:
+        found = strings(self.clips, self.n_train, self.n_test, self.unseen)
+        spec = self.spec
+        return Data(
+            Split(found.to_train().x, found.to_train().y, spec), Split(found.test.x, found.test.y, spec), spec
+        )
+
+    @property
+    def spec(self) -> ModelSpec:
+        """Ten scores by frames, two by confidence."""
+        n_classes = DIGITS if self.reads == "frames" else 2
+        return ModelSpec("signal", (LENGTH,), n_classes, -1.0, 1.0, 65536)
+
+    def fresh(self, n: int, generator: torch.Generator) -> Batch:
+        """``n`` new training strings, float32."""
+        x, y = joined(self.clips()[0], n, LENGTH, generator)
+        return x.float() / 32768, y
+
+    def network(self) -> nn.Module:
+        return Transcriber()
+
+    def scores(self, model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
+        """From posteriors (b, frames, 11); an API may answer with confidences (b,) or (b, 1) instead."""
+        out = unwrap(model(x))
+        if self.reads == "frames":
+            return digit_scores(out)
+        c = confidence(out) if out.ndim == 3 else out.reshape(len(x))
+        c = c.clamp(1e-6, 1 - 1e-6)
+        return torch.stack([c.log(), (1 - c).log()], 1)
+
+    def carriers(self, batch: Batch) -> Batch:
+        x, y = batch
+        return x, y[:, 0] if self.reads == "frames" else torch.zeros_like(y[:, 0])
+
+    def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        """CTC's negative log-likelihood per digit; targets (b, most) are padded by -1."""
+        if smoothing:
+            raise UsageError("Labels of a CTC network can't be smoothed", found=str(smoothing))
+        x, y = batch
+        log_p = unwrap(model(x)).transpose(0, 1)
+        frames = torch.full((len(x),), log_p.shape[0], dtype=torch.long)
+        return F.ctc_loss(log_p, y.clamp_min(0), frames, (y >= 0).sum(1), blank=BLANK, zero_infinity=True)
+
+    def utility(self, model: nn.Module) -> Utility:
+        """100 less the word error rate in percent, and the latter itself; a word is a digit."""
+        data, wrong, n = self.data().test, 0, 0
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            for s in range(0, len(data), 256):
+                x, y = data.batch(slice(s, s + 256))
+                for said, wanted in zip(best_path(unwrap(model(x))), y.tolist(), strict=True):
+                    right = [d for d in wanted if d >= 0]
+                    wrong, n = wrong + edit_distance(said, right), n + len(right)
+        model.train(training)
+        return Utility(100 * max(0.0, 1 - wrong / n), n, {"word_error_rate": 100 * wrong / n})
