@@ -363,7 +363,7 @@ def test_the_gradient_of_words_is_refused_by_the_preflight() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["speech_recognition", "text_classification", "language_model"])
+@pytest.mark.parametrize("name", ["text_classification", "language_model"])
 def test_examples_end_in_a_verdict_and_a_picture(
     name: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
