@@ -49,12 +49,17 @@ class Bettor:
 
     def predict(self, readings: Array, noise: Array) -> Array:
         """P(bit is +1) for readings (n,) with noise variances (n,); exactly 1/2 for a reading of zero."""
-        mixed: Array = special.softmax(self._log_weights) @ self._opinions(readings, noise)
+        return self.believe(self.opinions(readings, noise))
+
+    def believe(self, opinions: Array) -> Array:
+        """The vote (n,) of the experts' ``opinions`` (experts, n), by what each has won so far."""
+        weights = np.exp(self._log_weights - self._log_weights.max())
+        mixed: Array = (weights / weights.sum()) @ opinions
         return mixed
 
     def bet(self, reading: float, noise: float, bit: float) -> float:
         """Stake on one bit, look at it (+1 or -1), and take the gain, in nats; experts gain or lose trust."""
-        ups = self._opinions(np.array([reading]), np.array([noise]))[:, 0]
+        ups = self.opinions(np.array([reading]), np.array([noise]))[:, 0]
         factors = np.log(2 * (ups if bit > 0 else 1 - ups))
         gain = float(special.logsumexp(self._log_weights + factors) - special.logsumexp(self._log_weights))
         self._log_weights += factors
@@ -65,10 +70,10 @@ class Bettor:
     def promise(self, noise: Array) -> Array:
         """Nats (n,) that a bit read with noise variance (n,) is expected to bring, by the vote so far."""
         spread = self._t2[:, None] + np.maximum(noise, 1e-9)
-        nats: Array = special.softmax(self._log_weights) @ information(self._s[:, None] ** 2 / spread)
-        return nats
+        return self.believe(information(self._s[:, None] ** 2 / spread))
 
-    def _opinions(self, readings: Array, noise: Array) -> Array:
+    def opinions(self, readings: Array, noise: Array) -> Array:
+        """Each expert's P(bit is +1): (experts, n)."""
         spread = self._t2[:, None] + np.maximum(noise, 1e-3)
         ratio = np.tanh(self._s[:, None] * readings / spread)  # half the log-likelihood ratio
         opinions: Array = 0.5 + (0.5 - _SURE) * ratio

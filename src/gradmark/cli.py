@@ -179,6 +179,11 @@ def verify(
         float, typer.Option(help="Seconds to wait for an endpoint's answer.", min=0.01)
     ] = 30.0,
     header: Annotated[list[str] | None, typer.Option(help="'NAME: VALUE' for an endpoint, or @FILE.")] = None,
+    api: Annotated[
+        str, typer.Option(help="What an endpoint speaks: json, oip, or a FILE.toml that says.")
+    ] = "json",
+    concurrency: Annotated[int, typer.Option(help="Requests under way at once.", min=1, max=64)] = 1,
+    rate: Annotated[float | None, typer.Option(help="Requests a second, at most.", min=0.001)] = None,
     passphrase_file: Passphrase = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -190,8 +195,8 @@ def verify(
     job = VerifyJob(
         suspect, task_or(task, data, "--data"), None if key is None else key_of(key, passphrase_file), mark,
         linear_mark, model, access, queries, alpha, keys_tried, seed, report,  # type: ignore[arg-type]
-        Endpoint(batch_size, timeout, journal, parse_headers(header or [])), sequential, seal,
-        task,
+        Endpoint(batch_size, timeout, journal, parse_headers(header or []), api, concurrency, rate),
+        sequential, seal, task,
     )  # fmt: skip
     verdict = run_verify(job, err())
     return show(CODES[verdict.outcome], as_json, verdict.to_json(), *verified(verdict, suspect, report, seal))

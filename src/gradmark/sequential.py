@@ -133,7 +133,8 @@ class _Part:
         self._rooms = np.array(questions.rooms)
         self._cell_of = np.arange(n) // questions.width
         self._open = np.ones(n, dtype=bool)
-        self._readings, self._noise = np.zeros(n), np.ones(n)
+        self._readings, self._noise, self._full = np.zeros(n), np.ones(n), np.zeros(n, dtype=bool)
+        self._opinions = self.bettor.opinions(self._readings, self._noise)
         self._scale = 1.0
         self.placed = np.zeros(n)
         self._added, self._known = np.zeros(0), -1
@@ -186,6 +187,8 @@ class _Part:
         self._readings = flat / self._scale
         seen = count[self._cell_of]
         self._noise = 1 / np.maximum(seen, 1) if self._averaged else np.zeros(n)
+        self._opinions = self.bettor.opinions(self._readings, self._noise)
+        self._full = (count >= self._rooms)[self._cell_of]
 
     def _noise_of(self, residuals: Tensor, values: Tensor, freedom: int) -> float:
         """Standard deviation of one observation about its bit's mean; the typical size if none is known."""
@@ -213,8 +216,8 @@ class _Part:
         can = self._open & (self._readings != 0)
         if not can.any():
             return -1.0, 0, 0.0, False
-        nats = np.where(can, gain(self.bettor.predict(self._readings, self._noise)), -1.0)
-        ripe = can & ((self.counts() >= self._rooms)[self._cell_of] | finished)
+        nats = np.where(can, gain(self.bettor.believe(self._opinions)), -1.0)
+        ripe = can & (self._full | finished)
         ripe |= can & (nats >= _RIPE)
         if self.bettor.bets < _TRIALS * math.log2(1 + len(self.cells) / len(set(self.cells))):
             ripe |= can & (nats == nats.max())

@@ -78,7 +78,9 @@ class Watched:
 
     def query(self, x: Tensor) -> Tensor:
         answers = []
-        for part in x.split(max(_PIECE, getattr(self._suspect, "batch_size", _PIECE))):
+        # as much as the suspect can have under way at once
+        batch = getattr(self._suspect, "batch_size", _PIECE) * getattr(self._suspect, "concurrency", 1)
+        for part in x.split(max(_PIECE, batch)):
             answers.append(self._suspect.query(part))
             self._done += len(part)
             reused: Any = getattr(self._suspect, "reused", 0)

@@ -23,6 +23,7 @@ from gradmark.report import verdict_report, write_report
 from gradmark.schemes.linear import LinearMark
 from gradmark.seal import SealFile, check_suspect
 from gradmark.suspects import HttpSuspect, open_suspect
+from gradmark.suspects.apis import find_api
 from gradmark.verify import DEFAULT_ALPHA, DEFAULT_QUERIES, verify, verify_linear
 from gradmark.views import suspected
 
@@ -35,9 +36,12 @@ class Endpoint:
     timeout: float = 30.0
     journal: Path | None = None
     headers: tuple[tuple[str, str], ...] = ()
+    api: str = "json"
+    concurrency: int = 1
+    rate: float | None = None
 
     def __repr__(self) -> str:
-        return f"Endpoint(batch_size={self.batch_size}, timeout={self.timeout}, journal={self.journal})"
+        return f"Endpoint({self.api}, batch_size={self.batch_size}, journal={self.journal})"
 
 
 @dataclass(frozen=True)
@@ -209,8 +213,9 @@ def _open(job: VerifyJob, journal: Path | None) -> BlackBox:
     if job.access == "white":
         raise UsageError("An endpoint can't be read white-box", fix="leave --access out")
     return HttpSuspect(
-        job.suspect, batch_size=job.endpoint.batch_size, timeout=job.endpoint.timeout, journal=journal,
-        headers=dict(job.endpoint.headers),
+        job.suspect, api=find_api(job.endpoint.api), batch_size=job.endpoint.batch_size,
+        timeout=job.endpoint.timeout, concurrency=job.endpoint.concurrency, rate=job.endpoint.rate,
+        budget=job.queries, journal=journal, headers=dict(job.endpoint.headers),
     )  # fmt: skip
 
 

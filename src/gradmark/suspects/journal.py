@@ -50,7 +50,12 @@ class Journal:
         """The hash of one input (*shape), float32."""
         shape = str(tuple(row.shape)).encode()
         content: bytes = row.detach().cpu().contiguous().numpy().astype(np.float32).tobytes()
-        return hashlib.sha256(b"\0".join([self._address, shape, content])).hexdigest()
+        return self.hashed(self._address, shape, content)
+
+    @staticmethod
+    def hashed(*parts: bytes) -> str:
+        """The hash under which something asked is noted: of ``parts`` with a zero byte between them."""
+        return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
     def get(self, key: str) -> list[float] | None:
         """The scores that the endpoint gave for this input, if it was asked."""

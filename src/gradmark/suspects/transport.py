@@ -1,0 +1,189 @@
+"""HTTP with patience: retries, pauses that the server asks for, a limit on the rate. Knows no API.
+
+Connection failures, timeouts, 429, 500, 502, 503 and 504 are retried with growing, jittered pauses
+(``Retry-After`` is obeyed up to 60 s); any other status is final. Needs ``gradmark[http]``.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit, urlunsplit
+
+from gradmark.errors import EndpointError, UsageError
+from gradmark.suspects.checks import brief
+
+_RETRIED = {429, 500, 502, 503, 504}
+_LONGEST_PAUSE = 60.0
+_LARGEST_ANSWER = 64 * 2**20
+_FIXES = {
+    401: "Give the endpoint's credentials as a header",
+    403: "Check the endpoint's credentials",
+    404: "Check the address",
+    405: "The endpoint must take POST requests",
+    413: "Use a smaller batch size",
+}
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The body of a successful answer, and its headers by lower-case name."""
+
+    body: bytes
+    headers: Mapping[str, str]
+
+
+class Transport:
+    """Requests to the server called ``name`` in errors, which show no header. ``retries`` counts repetitions.
+
+    ``rate``: at most so many requests a second, None for any number. ``sleep`` replaces ``time.sleep``.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        timeout: float = 30.0,
+        attempts: int = 6,
+        rate: float | None = None,
+        headers: Mapping[str, str] | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:
+        """Raises UsageError on numbers without sense, or where a package is missing."""
+        if attempts < 1 or timeout <= 0 or (rate is not None and rate <= 0):
+            raise UsageError("Attempts, timeout and rate must be positive")
+        self.name, self.attempts, self.retries = name, attempts, 0
+        self._gap, self._sleep = 0.0 if rate is None else 1 / rate, sleep
+        self._client = _client(timeout, headers)
+        self._lock = threading.Lock()
+        self._free = 0.0
+        """When the next request may start, by the monotonic clock."""
+
+    def close(self) -> None:
+        self._client.close()
+
+    def send(
+        self, method: str, url: str, body: bytes = b"", headers: Mapping[str, str] | None = None
+    ) -> Answer:
+        """The answer, after as many attempts as it takes and is allowed. EndpointError where it fails."""
+        import tenacity
+
+        jitter = tenacity.wait_random_exponential(multiplier=0.5, max=30)
+
+        def repeat(state: tenacity.RetryCallState) -> None:
+            with self._lock:
+                self.retries += 1
+
+        def pause(state: tenacity.RetryCallState) -> float:
+            failure = state.outcome.exception() if state.outcome else None
+            asked = failure.after if isinstance(failure, _Passing) else None
+            if asked is None:
+                return jitter(state)
+            return min(asked, _LONGEST_PAUSE)
+
+        retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(self.attempts),
+            wait=pause,
+            retry=tenacity.retry_if_exception_type(_Passing),
+            sleep=self._sleep,
+            before_sleep=repeat,
+            reraise=True,
+        )
+        try:
+            return retrying(self._once, method, url, body, headers or {})
+        except _Passing as cause:
+            raise EndpointError(
+                f"{self.name} kept failing in {self.attempts} attempts",
+                found=cause.what,
+                fix="Try again later; with a journal, nothing is asked twice",
+            ) from cause
+
+    def _once(self, method: str, url: str, body: bytes, headers: Mapping[str, str]) -> Answer:
+        import httpx2
+
+        self._wait()
+        try:
+            with self._client.stream(method, url, content=body, headers=headers) as response:
+                content = b""
+                for chunk in response.iter_bytes():
+                    content += chunk
+                    if len(content) > _LARGEST_ANSWER:
+                        raise EndpointError(f"{self.name} answers without end", expected="64 MiB at most")
+        except (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError, httpx2.InvalidURL) as cause:
+            raise EndpointError(f"{self.name} can't be asked", found=brief(cause)) from cause
+        except httpx2.TransportError as cause:
+            raise _Passing(brief(cause)) from cause
+        except httpx2.HTTPError as cause:  # an answer whose encoding is broken, too many redirects
+            raise EndpointError(f"{self.name} gave a broken answer", found=brief(cause)) from cause
+        status = response.status_code
+        text = content.decode("utf-8", "replace")[:200].strip()
+        if status in _RETRIED:
+            raise _Passing(f"status {status}: {text}", _retry_after(response.headers.get("retry-after")))
+        if not 200 <= status < 300:
+            found = f"status {status}: {text}"
+            raise EndpointError(
+                f"{self.name} refused", expected="status 200", found=found, fix=_FIXES.get(status, "")
+            )
+        return Answer(content, {key.lower(): value for key, value in response.headers.items()})
+
+    def _wait(self) -> None:
+        """Until this request's turn has come."""
+        with self._lock:
+            now = time.monotonic()
+            turn = max(now, self._free)
+            self._free = turn + self._gap
+        if turn > now:
+            self._sleep(turn - now)
+
+
+class _Passing(Exception):
+    """A failure that may pass; ``after``: the seconds that the endpoint asks to wait."""
+
+    def __init__(self, what: str, after: float | None = None) -> None:
+        super().__init__(what)
+        self.what, self.after = what, after
+
+
+def _client(timeout: float, headers: Mapping[str, str] | None) -> Any:
+    try:
+        import httpx2
+        import tenacity  # noqa: F401
+    except ImportError as cause:
+        fix = "pip install gradmark[http]"
+        raise UsageError(
+            "Asking an endpoint needs httpx2 and tenacity, which aren't installed", fix=fix
+        ) from cause
+    return httpx2.Client(timeout=timeout, headers={"content-type": "application/json", **(headers or {})})
+
+
+def shown(url: str) -> str:
+    """The address without user, password and query, which may be secret. UsageError if it is none."""
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as cause:
+        raise UsageError("The endpoint's address can't be read", found=brief(cause)) from cause
+    if parts.scheme not in ("http", "https") or not host:
+        raise UsageError("The endpoint's address isn't one", expected="http://... or https://...")
+    host = f"[{host}]" if ":" in host else host
+    return urlunsplit((parts.scheme, host if port is None else f"{host}:{port}", parts.path, "", ""))
+
+
+def _retry_after(value: str | None) -> float | None:
+    """Seconds, from a number or an HTTP date; None where the header is missing or unreadable."""
+    if not value:
+        return None
+    if value.strip().isascii() and value.strip().isdigit():
+        return float(value)
+    try:
+        moment = parsedate_to_datetime(value)
+    except ValueError:
+        return None
+    if moment.tzinfo is None:
+        moment = moment.replace(tzinfo=UTC)
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
