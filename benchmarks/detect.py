@@ -1,9 +1,9 @@
 """Can a mark be told without its key? A population of digits networks, marked and not, and the AUCs.
 
-    python benchmarks/detect.py [--pairs 40] [--variant default|hidden] [--out FILE]
+    python benchmarks/detect.py [--pairs 40] [--variant default|hidden] [--strength RATIO] [--out FILE]
 
 ``hidden`` embeds class contrasts alone, the part that changes no response to unusual inputs: what it costs
-to be found less. Marked and unmarked networks are trained on labels smoothed alike, which tells nothing of a mark.
+to be found less; ``--strength`` pushes it in more weakly yet. Marked and unmarked networks are trained on labels smoothed alike, which tells nothing of a mark.
 Every network has a seed, and every marked one a key, that no other has. The attacker knows the data, the
 recipe and the scheme with its parameters, has an unmarked network of their own, and has trained such a
 population; they look at weights and at input gradients along throwaway keys' directions. One row per
@@ -29,12 +29,13 @@ from gradmark.audit.effects import side_effects
 from gradmark.audit.population import features, judge_population
 from gradmark.audit.queries import compare_queries
 from gradmark.bench.networks import DigitsNet
-from gradmark.codec import atomic_write
+from gradmark.codec import MarkFile, atomic_write
 from gradmark.data import Data, load_data
 from gradmark.demo.run import MARKER, RECIPE, SCHEME, SMOOTHING
 from gradmark.embed import train
 from gradmark.stats import mean_interval
 from gradmark.suspects import ModuleSuspect
+from gradmark.verify import verify
 
 RESULTS = Path(__file__).parent / "results"
 VARIANTS = {"default": SCHEME, "hidden": Ensemble((ClassContrast(),))}
@@ -42,36 +43,53 @@ FIRST_SEED = 50_000  # of seeds and keys that nothing else uses
 INPUTS, QUERIES = 300, 2000
 
 
-def settings(scheme: Ensemble) -> dict[str, Any]:
+def settings(scheme: Ensemble, marker: dict[str, Any]) -> dict[str, Any]:
     """All that a row depends on."""
-    made = {"scheme": scheme.name, "parameters": scheme.parameters(), "shares": scheme.shares, "marker": MARKER, "recipe": asdict(RECIPE), "smoothing": SMOOTHING,
+    made = {"scheme": scheme.name, "parameters": scheme.parameters(), "shares": scheme.shares, "marker": marker, "recipe": asdict(RECIPE), "smoothing": SMOOTHING,
             "inputs": INPUTS, "queries": QUERIES, "torch": torch.__version__}  # fmt: skip
     return json.loads(json.dumps(made))
 
 
-def network(data: Data, seed: int, mark: Ensemble | None, smoothing: float = SMOOTHING) -> nn.Module:
-    """Trained as the demo trains its own."""
+def network(data: Data, seed: int, smoothing: float = SMOOTHING) -> nn.Module:
+    """Unmarked, trained as the demo trains its own."""
     torch.manual_seed(seed)
     net = DigitsNet()
-    if mark is None:
-        train(net, data.to_train(), replace(RECIPE, seed=seed, smoothing=smoothing))
-        return net.eval()
-    key = OwnerKey.from_seed(seed)
-    control = ModuleSuspect(network(data, seed, None, 0.0))
-    scheme = mark.calibrated(key, data.spec, control, data.test.all())
-    marker = Marker(scheme, key, data.spec, seed=seed, **MARKER)
-    train(net, data.to_train(), replace(RECIPE, seed=seed, smoothing=SMOOTHING), marker=marker)
+    train(net, data.to_train(), replace(RECIPE, seed=seed, smoothing=smoothing))
     return net.eval()
 
 
-def pair(data: Data, i: int, own: nn.Module, scheme: Ensemble) -> list[dict[str, Any]]:
+def marked_network(
+    data: Data, seed: int, mark: Ensemble, marker: dict[str, Any]
+) -> tuple[nn.Module, dict[str, float]]:
+    """Marked, and the log10 p that its own key reads by either access."""
+    key, control = OwnerKey.from_seed(seed), ModuleSuspect(network(data, seed, 0.0))
+    scheme = mark.calibrated(key, data.spec, control, data.test.all())
+    torch.manual_seed(seed)
+    net = DigitsNet()
+    train(net, data.to_train(), replace(RECIPE, seed=seed, smoothing=SMOOTHING),
+          marker=Marker(scheme, key, data.spec, seed=seed, **marker))  # fmt: skip
+    file = MarkFile.create(key, scheme.name, scheme.parameters(), data.spec, "signed-rank", 200)
+    suspect, pool = ModuleSuspect(net.eval()), data.test.all()
+    return net, {
+        "white": verify(file, key, suspect, pool, access="white").log10_p,
+        "black": verify(file, key, suspect, pool, access="black", queries=QUERIES).log10_p,
+    }
+
+
+def pair(
+    data: Data, i: int, own: nn.Module, scheme: Ensemble, marker: dict[str, Any]
+) -> list[dict[str, Any]]:
     """A marked network and an unmarked one of another seed, each as a row."""
-    rows, nets = [], []
-    for marked in (True, False):
-        seed = FIRST_SEED + 2 * i + (not marked)
-        nets.append(ModuleSuspect(network(data, seed, scheme if marked else None)))
-        seen = features(nets[-1].module, scheme, data.spec, data.test.batch(slice(0, INPUTS)), own)
-        rows.append({"seed": seed, "marked": marked, "settings": settings(scheme), "features": seen})
+    seed = FIRST_SEED + 2 * i
+    net, log10_p = marked_network(data, seed, scheme, marker)
+    nets = [ModuleSuspect(net), ModuleSuspect(network(data, seed + 1))]
+    rows: list[dict[str, Any]] = []
+    for n, suspect in enumerate(nets):
+        seen = features(suspect.module, scheme, data.spec, data.test.batch(slice(0, INPUTS)), own)
+        rows.append(
+            {"seed": seed + n, "marked": n == 0, "settings": settings(scheme, marker), "features": seen}
+        )
+    rows[0]["log10_p"] = log10_p
     generator = torch.Generator().manual_seed(i)
     looks, _ = compare_queries(scheme, data.spec, nets[0], data.test.all(), QUERIES, generator)
     harm, _ = side_effects(*nets, data.test.all(), data.spec, generator)
@@ -101,7 +119,9 @@ def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
         low, high = mean_interval(two[:, 0] - two[:, 1])
         effects.append({"name": name, "model": two[:, 0].mean(), "control": two[:, 1].mean(),
                         "difference": (two[:, 0] - two[:, 1]).mean(), "low": low, "high": high, "pairs": len(two)})  # fmt: skip
-    return {"detectors": detectors, "side_effects": effects}
+    read = [r["log10_p"] for r in marked if "log10_p" in r]
+    evidence = {way: float(np.median([r[way] for r in read])) for way in ("white", "black") if read}
+    return {"detectors": detectors, "side_effects": effects, "median_log10_p": evidence}
 
 
 def main() -> None:
@@ -110,22 +130,24 @@ def main() -> None:
     )
     parser.add_argument("--pairs", type=int, default=40, help="marked networks, and as many unmarked")
     parser.add_argument("--variant", choices=VARIANTS, default="default")
+    parser.add_argument("--strength", type=float, help="the Marker's, in place of its budget's")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    scheme = VARIANTS[args.variant]
-    args.out = args.out or RESULTS / (
-        "detect.json" if args.variant == "default" else f"detect-{args.variant}.json"
-    )
+    scheme, marker = VARIANTS[args.variant], dict(MARKER)
+    name = "detect" if args.variant == "default" else f"detect-{args.variant}"
+    if args.strength is not None:
+        name, marker["strength"] = f"{name}-{args.strength:g}", args.strength
+    args.out = args.out or RESULTS / f"{name}.json"
     torch.set_num_threads(1)
     catalog.scheme(scheme.name, scheme.parameters())  # what a mark file could name
     data, rows, own = load_data("digits"), [], None
     if args.out.exists():
         known = json.loads(args.out.read_text())["networks"]
-        rows = [r for r in known if r["settings"] == settings(scheme)]
+        rows = [r for r in known if r["settings"] == settings(scheme, marker)]
     for i in range(args.pairs):
         if FIRST_SEED + 2 * i not in {r["seed"] for r in rows}:
-            own = network(data, FIRST_SEED - 1, None) if own is None else own
-            rows += pair(data, i, own, scheme)
+            own = network(data, FIRST_SEED - 1) if own is None else own
+            rows += pair(data, i, own, scheme, marker)
             save(args.out, {"networks": rows})
             print(f"pair {i + 1} of {args.pairs}", flush=True)
     chosen = [r for r in rows if r["seed"] < FIRST_SEED + 2 * args.pairs]
@@ -138,6 +160,7 @@ def main() -> None:
         print(
             f"{d['access']} {d['name']} ({d['how']}): {d.get('auc', d.get('difference')):.3f} [{d['low']:.3f}, {d['high']:.3f}]"
         )
+    print("median log10 p", found["median_log10_p"])
     for e in found["side_effects"]:
         print(
             f"{e['name']}: {e['control']:.4f} -> {e['model']:.4f}, difference [{e['low']:+.4f}, {e['high']:+.4f}]"

@@ -67,6 +67,8 @@ class Ensemble:
     """In units of the parts' own margins, of which a bit is taken to these shares:"""
     shares: ClassVar[dict[str, float]] = {"filter-gradient": 0.5, "class-contrast": 2.0, "trigger": 0.5}
     """Half for what makes blur and weak contrast harder to bear, twice for what harms nothing."""
+    new_heads: ClassVar[bool] = True
+    """A thief who trains the last layer anew keeps the mark (:mod:`gradmark.embed.heads`)."""
     target_log10_p: ClassVar[float] = -100.0
     """Beyond any reach: a bit's push ends where its own margin is met, not where p is small enough."""
 

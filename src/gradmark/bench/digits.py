@@ -15,7 +15,7 @@ from gradmark.views import Classification
 LOCAL_SCHEMES = ("probe-gradient", "weights", "trigger", "margin-trigger")
 LOCAL = {"carriers": 64, "every": 1}
 MARKER = {"target_log10_p": -18.0, "budget": 0.5, **LOCAL}
-SIGNED = {"budget": 0.5, **LOCAL}
+SIGNED = {"budget": 0.5, "new_heads": True, **LOCAL}
 SOFT = {"smoothing": 0.1}
 # As gentle as the others it doesn't embed: its settings are the gentlest of six that placed every bit.
 GRADSIGNS = {"method": "exact", "margin": 1.0, "strength": 1.0, "target_log10_p": -18.5, **LOCAL}

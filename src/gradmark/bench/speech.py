@@ -10,8 +10,8 @@ from gradmark.data import Data
 from gradmark.embed import Recipe
 from gradmark.tasks.speech import Speech, speech_other
 
-SIGNED = {"budget": 0.5, "carriers": 32, "every": 2}
-MARKER = {"target_log10_p": -18.0, **SIGNED}
+MARKER = {"target_log10_p": -18.0, "budget": 0.5, "carriers": 32, "every": 2}
+SIGNED = {"budget": 0.5, "carriers": 32, "every": 2, "new_heads": True}
 
 
 def babble(data: Data, n: int, generator: torch.Generator) -> Tensor:

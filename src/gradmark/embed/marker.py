@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmark.embed.discreet import discreetly
+from gradmark.embed.evidence import Evidence
+from gradmark.embed.heads import NewHead
 from gradmark.embed.modes import penalty_mode
 from gradmark.embed.preflight import METHODS, choose_method
 from gradmark.embed.ranks import Ranks
@@ -18,8 +21,6 @@ from gradmark.embed.wrappers import at_once, bare, needs_whole_backward, norm_of
 from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Batch, Choosy, ModelSpec, Scheme, TestName
-from gradmark.reference import natural
-from gradmark.stats import run_tests
 from gradmark.suspects.checks import unwrap
 from gradmark.views import View
 
@@ -62,7 +63,8 @@ class Marker:
     the task's loss. ``lean`` takes the penalty's gradient at once and lets its graph go: call ``penalty``
     before the task's forward pass, and a step's peak memory is the greater of both instead of their sum.
     ``ease`` leaves out the parts of a mark that are placed, but for every eighth penalty, which sees
-    whether they fade.
+    whether they fade. ``new_heads`` takes a quarter of the penalties through a last layer trained anew
+    (:mod:`gradmark.embed.heads`; by default as the scheme has it).
 
     Where a process group is running, all its processes make the same calls and carry one mark together
     (:mod:`gradmark.embed.ranks`): ``carriers`` counts the inputs of all of them. Add the penalty to the
@@ -85,6 +87,7 @@ class Marker:
         method: str = "auto",
         lean: bool = False,
         ease: bool = False,
+        new_heads: bool | None = None,
         test: TestName = "signed-rank",
         seed: int = 0,
         task_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
@@ -107,10 +110,12 @@ class Marker:
         self.fixed_weight, self.method, self.task_loss = weight, method, task_loss
         self.lean, self.ease = lean, ease
         self.generator = torch.Generator().manual_seed(seed)
-        self.parts: tuple[int, ...] = getattr(self.mark, "sizes", (len(self.mark.bits),))
         n = len(self.mark.bits)
         self.limits: Tensor = getattr(self.mark, "limits", torch.ones(n, dtype=torch.float64))
-        self._readings, self._seen = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
+        wanted = bool(getattr(scheme, "new_heads", False)) if new_heads is None else new_heads
+        self.head = NewHead(seed) if wanted else None
+        self.evidence, self._through_head = Evidence(self.mark), Evidence(self.mark)
+        self.parts = self.evidence.sizes
         self._steps, self._penalties, self._push, self._weight = 0, 0, 1.0, 0.0
         self._recomputes = False
         self._task_norm = self._penalty_norm = self._task_peak = self._penalty_peak = 0.0
@@ -147,20 +152,19 @@ class Marker:
         if not due:
             self._penalties += 1
             return torch.zeros((), device=device)
-        with penalty_mode(model, self.method), ranks.sharing(model, share):
+        with (
+            penalty_mode(model, self.method),
+            self._asking(model, own, balancing) as seen,
+            ranks.sharing(model, share),
+        ):
             signed, index = self._probe(model, some, due)
-            if not bool(torch.isfinite(signed).all()):
-                raise ModelError(
-                    "The model's answers to the penalty's probes are not finite: training has diverged",
-                    fix="lower the learning rate or the strength",
-                )
-            self._watch(signed.detach(), index)
+            seen.watch(signed.detach(), index)
             # What an unmarked network reads as well is no merit of the mark.
-            expected = self._natural()
+            expected = seen.natural()
             signed = signed - F.pad(expected, (0, 1)).to(signed)[index.clamp_max(len(expected))]
             # A bit pushes while its mean reading falls short of the margin, and each input while it
             # stays below a few margins: the mean is reached with the least disturbance.
-            short = self._short(expected)
+            short = self._short()
             gate = short[index.cpu() % len(short)].to(signed)
             limit = self.limits[index.cpu() % len(short)].to(signed)
             loss = (gate * F.relu(limit - signed / (_HEADROOM * self.margin))).mean()
@@ -178,23 +182,14 @@ class Marker:
 
     def status(self) -> MarkStatus:
         """Bits matched and the p-value expected of a verification, from recent training carriers."""
-        seen = self._seen > 0
-        parts = tuple(int(part.sum()) for part in seen.split(self.parts))
-        result = run_tests(self.test, (self._readings - self._natural())[seen].numpy(), parts)
-        return MarkStatus(
-            len(self._readings),
-            result.n_match / max(result.n, 1),
-            result.log10_p,
-            self._weight,
-            self._push,
-            self.method,
-        )
+        result, n = self.evidence.result(self.test), len(self.mark.bits)
+        match = result.n_match / max(result.n, 1)
+        return MarkStatus(n, match, result.log10_p, self._weight, self._push, self.method)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on exactly as it would have."""
         return {
-            "readings": self._readings.clone(),
-            "seen": self._seen.clone(),
+            **self._running(),
             "generator": self.generator.get_state(),
             "numbers": [
                 *(self._steps, self._penalties, self._push, self._weight),
@@ -202,60 +197,60 @@ class Marker:
             ],
             "method": self.method,
             "recomputes": self._recomputes,
+            "head": None if self.head is None else self.head.state_dict(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self._readings, self._seen = state["readings"].clone(), state["seen"].clone()
+        self.evidence.load(state)
+        if self.head is not None:
+            self._through_head.load(state, "-head")
+            self.head.load_state_dict(state["head"])
         self.generator.set_state(state["generator"])
         self._steps, self._penalties = int(state["numbers"][0]), int(state["numbers"][1])
         self._push, self._weight, self._task_norm, self._penalty_norm = state["numbers"][2:6]
         self._task_peak, self._penalty_peak = state["numbers"][6:]
         self.method, self._recomputes = state["method"], bool(state.get("recomputes", False))
 
+    def _running(self) -> dict[str, Tensor]:
+        new = {} if self.head is None else self._through_head.state("-head")
+        return self.evidence.state() | new
+
     def _due(self, every: bool) -> list[int]:
         """Numbers of the mark's parts to probe now."""
         parts = range(len(self.parts))
         if every or not self.ease:
             return list(parts)
-        short = self._short(self._natural()).split(self.parts)
+        short = self._short().split(self.parts)
         return [i for i in parts if float(short[i].mean()) > _PLACED or (self._penalties + i) % _REST == 0]
 
-    def _short(self, expected: Tensor) -> Tensor:
+    def _short(self) -> Tensor:
         """By what share (n,) of its own margin each bit's running reading falls short."""
-        return (1 - (self._readings - expected) / (self.margin * self.limits)).clamp(0, 1)
+        readings = self.evidence.beyond()
+        if self.head is not None and self.head.settled and bool(self._through_head.seen.any()):
+            readings = (readings + self._through_head.beyond()) / 2
+        return (1 - readings / (self.margin * self.limits)).clamp(0, 1)
+
+    @contextmanager
+    def _asking(self, model: nn.Module, own: Batch, balancing: bool) -> Iterator[Evidence]:
+        """The model as the penalty asks it, and what takes in the answers."""
+        instead = None if self.head is None else self.head.through(model, own)
+        if instead is None or balancing:
+            yield self.evidence
+            return
+        with instead:
+            yield self._through_head
 
     def _probe(self, model: nn.Module, some: Batch, due: list[int]) -> tuple[Tensor, Tensor]:
         given: dict[str, Any] = {} if len(due) == len(self.parts) else {"only": due}
         found: tuple[Tensor, Tensor] = self.scheme.probe(
             self.mark, model, some, self.generator, self.method, **given
         )
+        if not bool(torch.isfinite(found[0]).all()):
+            raise ModelError(
+                "The model's answers to the penalty's probes are not finite: training has diverged",
+                fix="lower the learning rate or the strength",
+            )
         return found
-
-    def _watch(self, signed: Tensor, index: Tensor) -> None:
-        """Keep a running mean of every bit's reading over as many inputs as a verification uses."""
-        n = len(self._readings)
-        real = index.flatten().cpu() < n
-        flat, values = index.flatten().cpu()[real], signed.flatten().double().cpu()[real]
-        total = torch.zeros(n, dtype=torch.float64).index_add_(0, flat, values)
-        count = torch.zeros(n, dtype=torch.float64).index_add_(
-            0, flat, torch.ones(len(flat), dtype=torch.float64)
-        )
-        self._seen = (self._seen + count).clamp_max(50.0)
-        share = count / self._seen.clamp_min(1.0)
-        fresh = total / count.clamp_min(1.0)
-        self._readings += share.clamp_max(1.0) * (fresh - self._readings)
-
-    def _natural(self) -> Tensor:
-        """The part (n,) of the running readings, times bits, that an unmarked network reads too."""
-        known = getattr(self.mark, "reference", None)
-        if known is None:
-            return torch.zeros_like(self._readings)
-        bits = self.mark.bits.double().cpu()
-        references = known if isinstance(known, tuple) else (known,)
-        rows = zip((self._readings * bits).split(self.parts), references, strict=True)
-        found = [torch.zeros_like(r) if n is None else natural(r, n) for r, n in rows]
-        expected: Tensor = torch.cat(found) * bits
-        return expected
 
     def _rides(self, labels: Tensor) -> bool:
         """Whether any of the carriers can carry the penalty."""
@@ -292,9 +287,11 @@ class Marker:
 
     def _keep_step(self, ranks: Ranks, like: Tensor) -> None:
         """Processes compute the same, but unlike devices round differently: now and then 0's word counts."""
-        numbers = torch.tensor(self.state_dict()["numbers"], dtype=torch.float64)
-        known = ranks.agree(torch.cat([self._readings, self._seen, numbers]), like)
-        n = len(self._readings)
-        now = {"readings": known[:n], "seen": known[n : 2 * n], "numbers": known[2 * n :].tolist()}
+        state = self.state_dict()
+        running = self._running()
+        numbers = torch.tensor(state["numbers"], dtype=torch.float64)
+        known = ranks.agree(torch.cat([*running.values(), numbers]), like)
         if ranks.size > 1:
-            self.load_state_dict({**self.state_dict(), **now})
+            *rows, numbers = known.split([len(row) for row in (*running.values(), numbers)])
+            now = dict(zip(running, rows, strict=True)) | {"numbers": numbers.tolist()}
+            self.load_state_dict({**state, **now})

@@ -15,9 +15,9 @@ from scipy.optimize import brentq
 from torch import Tensor, nn
 
 from gradmark.data import Split
+from gradmark.embed.heads import output_layer
 from gradmark.errors import ModelError
 from gradmark.suspects import ModuleSuspect
-from gradmark.suspects.checks import unwrap
 
 INPUTS = 5000
 _RANGE = 1e-3, 1e4  # of the factor
@@ -55,27 +55,16 @@ def _confidence(scores: Tensor, factor: float) -> float:
 
 
 def _last_layer(model: nn.Module, x: Tensor) -> Any:
-    """The module with a weight whose output is the model's, and whose output is linear in that weight."""
-    made: list[tuple[nn.Module, Tensor]] = []
-    kinds = nn.Linear, nn.Conv1d, nn.Conv2d
-    handles = [
-        m.register_forward_hook(lambda module, _, out: made.append((module, out)))
-        for m in model.modules()
-        if isinstance(m, kinds)
-    ]
+    """The layer whose output is the model's, and linear in its weight."""
     training = model.training
     try:
-        with torch.no_grad():
-            out = unwrap(model.eval()(x))
+        layer = output_layer(model.eval(), x)
     finally:
         model.train(training)
-        for handle in handles:
-            handle.remove()
-    for module, found in reversed(made):
-        if found.data_ptr() == out.data_ptr() and found.numel() == out.numel():
-            return module
-    raise ModelError(
-        "The temperature has no layer to go into",
-        expected="scores that come straight from a linear or convolutional layer",
-        fix="Leave --calibrate out, and divide the scores where the model is served",
-    )
+    if layer is None:
+        raise ModelError(
+            "The temperature has no layer to go into",
+            expected="scores that come straight from a linear or convolutional layer",
+            fix="Leave --calibrate out, and divide the scores where the model is served",
+        )
+    return layer
