@@ -133,7 +133,7 @@ def main() -> None:
     parser.add_argument("--strength", type=float, help="the Marker's, in place of its budget's")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    scheme, marker = VARIANTS[args.variant], dict(MARKER)
+    scheme, marker = VARIANTS[args.variant], {**MARKER, "new_heads": args.variant == "default"}
     name = "detect" if args.variant == "default" else f"detect-{args.variant}"
     if args.strength is not None:
         name, marker["strength"] = f"{name}-{args.strength:g}", args.strength

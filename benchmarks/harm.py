@@ -33,19 +33,20 @@ FILTER = FilterGradient(bits=128, kernel_size=5, step=0.1)
 ALL = (FILTER, ClassContrast(), Trigger())
 ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("output-round", {"decimals": 1}), ("output-top1", {}), ("distill", {"temperature": 1.0}), ("distill", {}), ("finetune", {}),
-    ("rtll", {}),
+    ("rtll", {}), ("rtal", {}),
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Variant:
-    """``parts`` of the ensemble, their ``margin`` in shares or, ``even``, alike; and the recipe's changes."""
+    """``parts`` of the ensemble, their ``margin`` in shares or, ``even``, alike; and what training adds."""
 
     parts: tuple[Any, ...] = ALL
     margin: float = 1.0
     smoothing: float = 0.1
     calibrate: bool = False
     even: bool = False
+    new_heads: bool = True
 
 
 class Even(Ensemble):
@@ -61,6 +62,7 @@ VARIANTS = {
     "filter-gradient alone": Variant((FILTER,)),
     "trigger alone": Variant((Trigger(),)),
     "all three (default)": Variant(),
+    "all three, no new heads": Variant(new_heads=False),
     "all three, equal shares": Variant(even=True),
     "all three, margin 2": Variant(margin=2.0),
     "all three, margin .5": Variant(margin=0.5),
@@ -88,7 +90,8 @@ def row(name: str, data: Any, control: nn.Module, thief: Thief) -> dict[str, Any
     if v.parts:
         kind = Even if v.even else Ensemble
         scheme = kind(v.parts).calibrated(key, data.spec, ModuleSuspect(control), pool)
-        marker = Marker(scheme, key, data.spec, margin=v.margin, carriers=64, every=1, seed=SEED)
+        marker = Marker(scheme, key, data.spec, margin=v.margin, carriers=64, every=1, seed=SEED,
+                        new_heads=v.new_heads)  # fmt: skip
     train(net, data.to_train(), replace(RECIPE, seed=SEED, smoothing=v.smoothing), marker=marker)
     if v.calibrate:
         temper(net, data.to_train(), confidence_of(control, data.to_train()))

@@ -28,6 +28,9 @@ AFTERWARDS = Recipe(
     epochs=2, batch_size=128, lr=0.05, optimizer="sgd", augment="shift-flip", precision="bfloat16"
 )
 
+# At this strength two epochs don't fill the margins: a new head's penalties would only take from the push.
+MARKER = {"strength": 0.1, "margin": 1.0, "new_heads": False}
+
 
 def load() -> Data:
     """Decoded once into GRADMARK_CACHE (else ``~/.cache/gradmark``); images stay uint8 in memory."""
@@ -80,7 +83,7 @@ def experiment() -> Experiment:
         recipe=AFTERWARDS,
         surrogate=tinted_faces,
         marking=Marking(),
-        markings={"ensemble": Marking({}, {"strength": 0.1, "margin": 1.0}, {"smoothing": 0.1})},
+        markings={"ensemble": Marking({}, MARKER, {"smoothing": 0.1})},
         means=Means(lr=0.05, batch_size=128, augment="shift-flip", autocast=torch.bfloat16),
         surrogates=10_000,
         siblings=3,

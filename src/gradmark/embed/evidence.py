@@ -21,6 +21,7 @@ class Evidence:
         n = len(mark.bits)
         self.mark = mark
         self.sizes: tuple[int, ...] = getattr(mark, "sizes", (n,))
+        self.limits: Tensor = getattr(mark, "limits", torch.ones(n, dtype=torch.float64))
         self.readings, self.seen = torch.zeros(n, dtype=torch.float64), torch.zeros(n, dtype=torch.float64)
 
     def watch(self, signed: Tensor, index: Tensor) -> None:
@@ -52,6 +53,11 @@ class Evidence:
     def beyond(self) -> Tensor:
         """The readings (n,) less what is natural."""
         return self.readings - self.natural()
+
+    def short(self, margin: float, other: Evidence | None = None) -> Tensor:
+        """By what share (n,) of its own margin each bit falls short, or its mean with the other reading."""
+        readings = self.beyond() if other is None else (self.beyond() + other.beyond()) / 2
+        return (1 - readings / (margin * self.limits)).clamp(0, 1)
 
     def result(self, test: TestName) -> TestResult:
         """The test on the bits that were seen."""

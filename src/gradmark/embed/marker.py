@@ -33,6 +33,7 @@ _CEILING = 10.0  # on how far the weight may follow a penalty's gradient that it
 _LIGHTEST = 0.02
 _PLACED = 0.1  # mean shortfall of its bits, in margins, at which a part counts as placed
 _REST = 8  # penalties between two looks at a part that is placed
+_FIRST = 1 / 3  # mean shortfall, in margins, below which a new head may claim some of the push
 _HEADROOM = 4.0
 
 
@@ -63,8 +64,8 @@ class Marker:
     the task's loss. ``lean`` takes the penalty's gradient at once and lets its graph go: call ``penalty``
     before the task's forward pass, and a step's peak memory is the greater of both instead of their sum.
     ``ease`` leaves out the parts of a mark that are placed, but for every eighth penalty, which sees
-    whether they fade. ``new_heads`` takes a quarter of the penalties through a last layer trained anew
-    (:mod:`gradmark.embed.heads`; by default as the scheme has it).
+    whether they fade. ``new_heads`` takes a quarter of the penalties, once two thirds of the margins are
+    met, through a last layer trained anew (:mod:`gradmark.embed.heads`; by default as the scheme has it).
 
     Where a process group is running, all its processes make the same calls and carry one mark together
     (:mod:`gradmark.embed.ranks`): ``carriers`` counts the inputs of all of them. Add the penalty to the
@@ -110,8 +111,6 @@ class Marker:
         self.fixed_weight, self.method, self.task_loss = weight, method, task_loss
         self.lean, self.ease = lean, ease
         self.generator = torch.Generator().manual_seed(seed)
-        n = len(self.mark.bits)
-        self.limits: Tensor = getattr(self.mark, "limits", torch.ones(n, dtype=torch.float64))
         wanted = bool(getattr(scheme, "new_heads", False)) if new_heads is None else new_heads
         self.head = NewHead(seed) if wanted else None
         self.evidence, self._through_head = Evidence(self.mark), Evidence(self.mark)
@@ -166,7 +165,7 @@ class Marker:
             # stays below a few margins: the mean is reached with the least disturbance.
             short = self._short()
             gate = short[index.cpu() % len(short)].to(signed)
-            limit = self.limits[index.cpu() % len(short)].to(signed)
+            limit = self.evidence.limits[index.cpu() % len(short)].to(signed)
             loss = (gate * F.relu(limit - signed / (_HEADROOM * self.margin))).mean()
             loss = loss if len(due) == len(self.parts) else loss * (len(due) / len(self.parts))
             loss = discreetly(loss, self.scheme, self.mark, model)
@@ -225,15 +224,15 @@ class Marker:
 
     def _short(self) -> Tensor:
         """By what share (n,) of its own margin each bit's running reading falls short."""
-        readings = self.evidence.beyond()
-        if self.head is not None and self.head.settled and bool(self._through_head.seen.any()):
-            readings = (readings + self._through_head.beyond()) / 2
-        return (1 - readings / (self.margin * self.limits)).clamp(0, 1)
+        both = self.head is not None and self.head.settled and bool(self._through_head.seen.any())
+        return self.evidence.short(self.margin, self._through_head if both else None)
 
     @contextmanager
     def _asking(self, model: nn.Module, own: Batch, balancing: bool) -> Iterator[Evidence]:
         """The model as the penalty asks it, and what takes in the answers."""
-        instead = None if self.head is None else self.head.through(model, own)
+        instead = None
+        if self.head is not None and float(self.evidence.short(self.margin).mean()) < _FIRST:
+            instead = self.head.through(model, own)
         if instead is None or balancing:
             yield self.evidence
             return
