@@ -146,7 +146,10 @@ def embed(
 @command("gradmark verify suspect.pt2 --key acme.key --mark signed/mark.json --data cifar.npz")
 def verify(
     suspect: Annotated[
-        str, typer.Argument(help="A .pt2, .onnx or .safetensors file, or an http(s):// endpoint.")
+        str,
+        typer.Argument(
+            help="A .pt2, .onnx, .safetensors (or its index) or .gguf file, or an http(s):// endpoint."
+        ),
     ],
     data: SomeData = None,
     task: Task = None,

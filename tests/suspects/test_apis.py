@@ -173,10 +173,11 @@ def test_our_oip_server_is_one_to_its_official_client(predict: Any, binary: bool
     np.testing.assert_allclose(theirs, ours.numpy(), rtol=1e-6)
 
 
-def test_oip_models_that_dont_fit_are_refused(predict: Any) -> None:
+def test_oip_models_that_dont_fit_are_refused(predict: Any, record_property: Any) -> None:
     with running(oip_app(predict, [-1, 3, 8, 8])) as base:
-        with pytest.raises(EndpointError, match=r"doesn't fit the endpoint's model.*\(3, 8, 8\)"):
+        with pytest.raises(EndpointError, match=r"doesn't fit the endpoint's model.*\(3, 8, 8\)") as caught:
             asked(find_api("oip"), base + "/v2/models/net", images())
+        record_property("refusal", str(caught.value).replace(base, "http://host"))
         with pytest.raises(EndpointError, match="status 404"):
             asked(find_api("oip"), base + "/v2/models/other", images())
     with (
@@ -253,7 +254,7 @@ def test_answers_without_probabilities_are_refused(body: bytes) -> None:
 # --- limits -----------------------------------------------------------------------------------------------
 
 
-def test_the_rate_and_the_budget_are_kept(tmp_path: Path, predict: Any) -> None:
+def test_the_rate_and_the_budget_are_kept(tmp_path: Path, predict: Any, record_property: Any) -> None:
     app, seen = image_app(predict, NAMES)
     api = mapping(tmp_path, REQUEST + 'scores = "predictions[*].by_name"\n' + CLASSES)
     pauses: list[float] = []
@@ -263,8 +264,11 @@ def test_the_rate_and_the_budget_are_kept(tmp_path: Path, predict: Any) -> None:
         )
         suspect.query(images(6))
         assert [round(p) for p in pauses] == [10, 20], "the clock stands still: one in 10 s"
-        with pytest.raises(EndpointError, match=r"more than is allowed.*8 inputs at most.*8 asked, 2 more"):
+        with pytest.raises(
+            EndpointError, match=r"more than is allowed.*8 inputs at most.*8 asked, 2 more"
+        ) as caught:
             suspect.query(images(4, seed=1))
+        record_property("refusal", str(caught.value).replace(base, "http://host"))
         assert suspect.queries <= 8 and seen["requests"] == 4
         suspect.close()
     with pytest.raises(UsageError):

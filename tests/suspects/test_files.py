@@ -307,7 +307,9 @@ def test_compressed_and_crowded_archives_are_refused(exported: Path, tmp_path: P
 
 @pytest.mark.parametrize("ending", ["pt2", "pt", "pth", "bin", "ckpt", "pkl", "safetensors"])
 @pytest.mark.parametrize("form", ["torch", "plain", "old"])
-def test_pickles_are_refused_under_any_name(ending: str, form: str, tmp_path: Path, factory: str) -> None:
+def test_pickles_are_refused_under_any_name(
+    ending: str, form: str, tmp_path: Path, factory: str, record_property: Any
+) -> None:
     path, canary = tmp_path / f"m.{ending}", tmp_path / "CANARY"
     if form == "torch":
         path.write_bytes(pickled({"a": Payload(canary)}))
@@ -319,6 +321,7 @@ def test_pickles_are_refused_under_any_name(ending: str, form: str, tmp_path: Pa
         with pytest.raises((ModelFileError, UsageError)) as caught:
             open_suspect(path, model=model)
         assert path.name in str(caught.value)
+    record_property("refusal", str(caught.value))
     assert not canary.exists()
 
 

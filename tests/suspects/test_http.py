@@ -208,10 +208,11 @@ def test_an_address_where_nobody_listens() -> None:
 
 
 @pytest.mark.parametrize("code", [301, 400, 401, 403, 404, 413, 422, 501])
-def test_other_statuses_fail_at_once(code: int) -> None:
+def test_other_statuses_fail_at_once(code: int, record_property: Any) -> None:
     with running(status(code)) as (url, server), asking(url) as (suspect, pauses):
-        with pytest.raises(EndpointError, match=rf"status {code}: sorry"):
+        with pytest.raises(EndpointError, match=rf"status {code}: sorry") as caught:
             suspect.query(inputs())
+        record_property("refusal", str(caught.value).replace(suspect.name, "http://host/"))
         assert len(server.requests) == 1 and not pauses
 
 

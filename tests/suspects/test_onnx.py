@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -104,11 +105,12 @@ def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
         open_suspect(path)
 
 
-def test_a_truncated_file_is_refused(tmp_path: Path) -> None:
+def test_a_truncated_file_is_refused(tmp_path: Path, record_property: Any) -> None:
     path = write(tmp_path / "m.onnx")
     path.write_bytes(path.read_bytes()[:-40])
-    with pytest.raises(ModelFileError):
+    with pytest.raises(ModelFileError) as caught:
         open_suspect(path)
+    record_property("refusal", str(caught.value))
 
 
 def test_a_missing_onnxruntime_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

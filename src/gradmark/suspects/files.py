@@ -17,14 +17,21 @@ from gradmark.errors import GradmarkError, ModelError, ModelFileError, UsageErro
 from gradmark.protocols import BlackBox
 from gradmark.suspects.callable import CallableSuspect
 from gradmark.suspects.checks import brief
+from gradmark.suspects.gguf import read_gguf
 from gradmark.suspects.http import HttpSuspect
 from gradmark.suspects.module import ModuleSuspect
 from gradmark.suspects.onnx import OnnxSuspect
 from gradmark.suspects.pt2 import open_pt2
-from gradmark.suspects.weights import fit, load_weights
+from gradmark.suspects.shards import ENDING, read_shards, shards_digest
+from gradmark.suspects.weights import fit, read_weights
 
 _PICKLES = (".pt", ".pth", ".bin", ".ckpt", ".pkl")
-_KNOWN = ".pt2, .onnx, .safetensors or an http(s):// address"
+_READERS: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    ".safetensors": read_weights,
+    ".gguf": read_gguf,
+    ENDING: read_shards,
+}
+_KNOWN = ".pt2, .onnx, .safetensors, .safetensors.index.json, .gguf or an http(s):// address"
 
 
 def open_suspect(
@@ -58,16 +65,23 @@ def open_suspect(
             return ModuleSuspect(module, name=path.name, digest=digest)
         case ".onnx":
             return OnnxSuspect(path)
-        case ".safetensors":
-            module = build_model(model, path.name)
-            load_weights(module, path)
-        case suffix if suffix in _PICKLES:
-            module = _from_pickle(path, model)
-        case suffix:
-            raise ModelFileError(
-                f"{path.name} is of no known kind", expected=_KNOWN, found=f"the ending {suffix!r}"
-            )
-    return ModuleSuspect(module, name=path.name, digest=file_digest(path))
+        case _:
+            return _weights_suspect(path, model)
+
+
+def _weights_suspect(path: Path, model: str | Callable[[], nn.Module] | None) -> ModuleSuspect:
+    """The architecture ``model`` with the weights in ``path``."""
+    name = path.name.lower()
+    digest = shards_digest if name.endswith(ENDING) else file_digest
+    if path.suffix.lower() in _PICKLES:
+        module = _from_pickle(path, model)
+    elif read := next((r for ending, r in _READERS.items() if name.endswith(ending)), None):
+        module = build_model(model, path.name)
+        fit(module, read(path), path.name)
+    else:
+        found = f"the ending {path.suffix!r}"
+        raise ModelFileError(f"{path.name} is of no known kind", expected=_KNOWN, found=found)
+    return ModuleSuspect(module, name=path.name, digest=digest(path))
 
 
 def load_factory(name: str) -> Any:
@@ -133,7 +147,7 @@ def _from_pickle(path: Path, model: str | Callable[[], nn.Module] | None) -> nn.
     if model is None:
         raise ModelFileError(f"{path.name} is a pickle, which can run code when it is opened", **refusal)
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        tensors = _unpickled(path)
     except Exception as cause:  # the restricted unpickler raises anything on bytes that are no pickle
         what = f"{path.name} is a pickle that holds more than tensors, or is damaged"
         raise ModelFileError(what, found=type(cause).__name__, **refusal) from cause
@@ -142,8 +156,33 @@ def _from_pickle(path: Path, model: str | Callable[[], nn.Module] | None) -> nn.
     if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
         raise ModelFileError(f"{path.name} is no state dict", found=type(tensors).__name__, **refusal)
     module = build_model(model, path.name)
-    fit(module, tensors, path.name)
+    fit(module, {key: _written_out(value, path.name) for key, value in tensors.items()}, path.name)
     return module
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as cause:  # pickle's own error, whose module nothing here imports
+        if "torchao" not in str(cause):
+            raise
+        importlib.import_module("torchao.quantization")  # tells the unpickler of its own tensors
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def _written_out(value: Tensor, name: str) -> Tensor:
+    """The numbers that a quantised tensor (torchao's, say) stands for; others as they are."""
+    if type(value) in (Tensor, nn.Parameter) and not value.is_quantized:
+        return value
+    try:
+        found: Tensor = value.dequantize()
+    except Exception as cause:
+        raise ModelFileError(
+            f"{name} holds tensors of a kind that can't be written out",
+            expected="plain tensors, or ones with dequantize()",
+            found=type(value).__name__,
+        ) from cause
+    return found
 
 
 def _check_file(path: Path) -> None:

@@ -97,7 +97,7 @@ def fit(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
             f"{name} doesn't fit {type(module).__name__}",
             expected=f"its {len(own)} tensors",
             found=found,
-            fix="Name with --model the factory of the architecture that was saved",
+            fix="Name with --model the factory of the architecture that was saved, with its names of tensors",
         )
     bad = [
         k for k, v in tensors.items() if v.is_floating_point() and not bool(torch.isfinite(v.float()).all())
