@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from conformance import KEY, SPECS, inputs, network, same_world, scheme_for, white, world
+from gradmark import catalog
 from gradmark.embed import Marker
 from gradmark.embed.wrappers import operations
 from gradmark.ensemble import Ensemble
@@ -169,13 +171,15 @@ def test_the_same_seed_gives_the_same_penalties() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 1024.0])
-def test_lean_is_the_same_gradient(scale: float) -> None:
+@pytest.mark.parametrize("name", ["filter-gradient", "ensemble"])
+def test_lean_is_the_same_gradient(name: str, scale: float) -> None:
     """Beside a task, scaled as GradScaler does, and with weights that the penalty doesn't reach."""
     runs = []
     for lean in (False, True):
         model = Noisy().eval()
         model.idle = nn.Linear(2, 2)
-        penalty = make(lean=lean, weight=3.0, every=1).penalty(model, (X[:32], Y[:32]))
+        marker = Marker(catalog.scheme(name), KEY, SPECS["vector"], lean=lean, weight=3.0, every=1)
+        penalty = marker.penalty(model, (X[:32], Y[:32]))
         ((F.cross_entropy(model(X[:32])[0], Y[:32]) + penalty) * scale).backward()
         runs.append([p.grad for p in model.parameters()])
         assert penalty.item() > 0
@@ -192,6 +196,92 @@ def test_lean_lets_the_graph_go() -> None:
         names, _ = operations(marker.penalty(network("vector"), (X[:32], Y[:32])))
         found.append(any(name.startswith("Addmm") for name in names))
     assert found == [True, False]
+
+
+@pytest.mark.parametrize("name", ["class-contrast", "ensemble"])
+def test_the_tasks_scores_spare_a_pass_and_nothing_else(name: str) -> None:
+    """Where the carriers are the batch and nothing is random, the penalty and its gradient are the same."""
+    scheme, runs = catalog.scheme(name), []
+    for told in (False, True):
+        model = network("vector")
+        marker = Marker(scheme, KEY, SPECS["vector"], weight=3.0, every=1, method="central-difference")
+        marker.penalty(model, (X[:32], Y[:32]))  # the first one looks at gradient norms, and asks for itself
+        rows: list[int] = []
+        scores = model(X[:32])
+        counted = model.register_forward_hook(lambda _, x, __, rows=rows: rows.append(len(x[0])))
+        penalty = marker.penalty(model, (X[:32], Y[:32]), scores if told else None)
+        counted.remove()
+        (F.cross_entropy(scores, Y[:32]) + penalty).backward()
+        gradients = [p.grad for p in model.parameters()]
+        runs.append((sum(rows), penalty, gradients, marker.status()))
+    assert runs[0][0] == runs[1][0] + 32
+    assert runs[0][1].item() == pytest.approx(runs[1][1].item(), rel=1e-5)
+    assert all(
+        torch.allclose(a, b, rtol=1e-4, atol=1e-6) for a, b in zip(runs[0][2], runs[1][2], strict=True)
+    )
+    assert runs[0][3] == runs[1][3]
+
+
+@pytest.mark.parametrize(
+    "scores",
+    [torch.zeros(3, 10, requires_grad=True), torch.zeros(32, 10), torch.zeros(32, requires_grad=True)],
+)
+def test_scores_of_something_else_are_refused(scores: Tensor) -> None:
+    marker, model = make(every=1), network("vector")
+    marker.penalty(model, (X[:32], Y[:32]))
+    with pytest.raises(UsageError, match="scores aren't what the model says"):
+        marker.penalty(model, (X[:32], Y[:32]), scores)
+
+
+def test_what_costs_nothing_never_rests() -> None:
+    scheme = catalog.scheme("ensemble")
+    marker = Marker(scheme, KEY, SPECS["vector"], ease=True)
+    marker.evidence.readings += 100.0
+    marker._penalties = 3
+    assert marker._due(False) == []
+    assert marker._due(False, (X, Y)) == [1]
+    assert marker._due(True) == [0, 1, 2]
+
+
+class _Held:
+    """Lives as long as the graph that it was put into."""
+
+
+class _Into(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, held: _Held) -> Tensor:
+        ctx.held = held
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Any:
+        return upstream[0], None
+
+
+def test_lean_holds_one_parts_graph_at_a_time() -> None:
+    """What the first part's scores hang on is gone when the last part asks."""
+    found: list[list[int]] = []
+    for lean in (False, True):
+        model, scheme = network("vector"), catalog.scheme("ensemble")
+        marker = Marker(
+            scheme, KEY, SPECS["vector"], lean=lean, weight=1.0, every=1, method="central-difference"
+        )
+        marker.penalty(model, (X[:32], Y[:32]))
+        tokens: list[weakref.ref[_Held]] = []
+        alive: list[int] = []
+
+        def hook(_: Any, __: Any, out: Tensor, tokens: Any = tokens, alive: Any = alive) -> Tensor:
+            alive.append(sum(token() is not None for token in tokens))
+            held = _Held()
+            tokens.append(weakref.ref(held))
+            return _Into.apply(out, held)
+
+        handle = model.register_forward_hook(hook)
+        penalty = marker.penalty(model, (X[:32], Y[:32]))
+        handle.remove()
+        assert penalty.requires_grad
+        found.append(alive)
+    assert found == [[0, 1, 2], [0, 0, 0]]
 
 
 def test_scaled_losses_train_like_unscaled_ones() -> None:

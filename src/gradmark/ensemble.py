@@ -109,17 +109,20 @@ class Ensemble:
         generator: torch.Generator,
         method: Any,
         only: Collection[int] | None = None,
+        told: Batch | None = None,
     ) -> tuple[Tensor, Tensor]:
         """All parts' readings (m, 1), each in units of its own margin, and the bits' numbers (m, 1).
 
-        ``only``: numbers of the parts to probe, one at least; by default all of them.
+        ``only``: numbers of the parts to probe, one at least; by default all of them. ``told``: scores
+        and labels of natural inputs, for the parts that read no more than these.
         """
         values, numbers, total = [], [], sum(mark.sizes)
         starts = [sum(mark.sizes[:i]) for i in range(len(self.parts))]
         for i, (scheme, part, first) in enumerate(zip(self.parts, mark.parts, starts, strict=True)):
             if only is not None and i not in only:
                 continue
-            signed, index = scheme.probe(part, model, batch, generator, method)
+            given = {"told": told} if told is not None and hasattr(scheme, "signed") else {}
+            signed, index = scheme.probe(part, model, batch, generator, method, **given)
             real = index < len(part.bits)
             numbers.append(torch.where(real, index + first, total).reshape(-1, 1))
             values.append(signed.reshape(-1, 1) / getattr(scheme, "margin", 1.0))

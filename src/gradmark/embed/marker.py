@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmark.embed.discreet import discreetly
+from gradmark.embed.discreet import Discreet, discreetly
 from gradmark.embed.evidence import Evidence
 from gradmark.embed.heads import NewHead
 from gradmark.embed.modes import penalty_mode
 from gradmark.embed.preflight import METHODS, choose_method
 from gradmark.embed.ranks import Ranks
-from gradmark.embed.wrappers import at_once, bare, needs_whole_backward, norm_of, trainable, weight_gradients
+from gradmark.embed.shared import from_scores, rides, shared
+from gradmark.embed.status import MarkStatus
+from gradmark.embed.wrappers import (
+    at_once,
+    bare,
+    needs_whole_backward,
+    norm_of,
+    sharded,
+    trainable,
+    weight_gradients,
+)  # fmt: skip
 from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
-from gradmark.protocols import Batch, Choosy, ModelSpec, Scheme, TestName
+from gradmark.protocols import Batch, ModelSpec, Scheme, TestName
 from gradmark.suspects.checks import unwrap
 from gradmark.views import View
 
@@ -37,18 +46,6 @@ _FIRST = 1 / 3  # mean shortfall, in margins, below which a new head may claim s
 _HEADROOM = 4.0
 
 
-@dataclass(frozen=True)
-class MarkStatus:
-    """Where embedding stands, estimated on training carriers (the proof is ``verify``)."""
-
-    n_bits: int
-    match: float
-    log10_p: float
-    weight: float
-    push: float
-    method: str
-
-
 class Marker:
     """Carries the mark into a model while somebody else's loop trains it.
 
@@ -61,8 +58,8 @@ class Marker:
     the mean reading, in logits and less what is natural, at which a bit counts as placed (by default
     the scheme's). ``method`` is ``exact`` (double backward), ``central-difference`` or ``auto``: the
     preflight on the first batch picks, or raises PreflightError. ``task_loss`` maps (scores, labels) to
-    the task's loss. ``lean`` takes the penalty's gradient at once and lets its graph go: call ``penalty``
-    before the task's forward pass, and a step's peak memory is the greater of both instead of their sum.
+    the task's loss. ``lean`` takes the penalty's gradient at once, part by part, and lets its graph go: call
+    ``penalty`` before the task's forward pass, and a step's peak memory is hardly more than the task's.
     ``ease`` leaves out the parts of a mark that are placed, but for every eighth penalty, which sees
     whether they fade. ``new_heads`` takes a quarter of the penalties, once two thirds of the margins are
     met, through a last layer trained anew (:mod:`gradmark.embed.heads`; by default as the scheme has it).
@@ -122,11 +119,12 @@ class Marker:
     def __repr__(self) -> str:
         return f"Marker({self.scheme!r}, strength={self.strength}, method={self.method!r})"
 
-    def penalty(self, model: nn.Module, batch: Batch) -> Tensor:
+    def penalty(self, model: nn.Module, batch: Batch, scores: Tensor | None = None) -> Tensor:
         """Scalar to add to the task loss of ``batch``: inputs (b, *shape), labels (b,).
 
         ``model`` gives class scores, or is a :class:`~gradmark.views.View` of any other: the batch is
-        then the task's own, whose carriers the penalty rides on.
+        then the task's own, whose carriers the penalty rides on. ``scores`` (b, C): the model's answers to
+        the whole batch, with their graph, which spare some parts a pass (:mod:`gradmark.embed.shared`).
 
         Zero on the steps between two penalties, and where the scheme rides on some inputs only and the
         batch holds none. The model's training mode, batch-norm statistics and the global random state stay.
@@ -140,14 +138,15 @@ class Marker:
         ranks, model = Ranks.here(), bare(model)
         own = ranks.gathered(batch, self.carriers)
         some = model.task.carriers(own) if isinstance(model, View) else own
-        if not self._rides(some[1]):
+        if not rides(self.scheme, self.mark, some[1]):
             return torch.zeros((), device=device)
         if self.method == "auto" or self._penalties == 0:
             check = choose_method(self.scheme, self.mark, model, some, self.method)
             self.method, self._recomputes = check.method, check.recomputes
         balancing = self._penalties % _BALANCE_EVERY == 0
         share = self.method != "exact" and not balancing and not isinstance(model, View)
-        due = self._due(balancing)
+        told = None if balancing or self.lean or self._recomputes else shared(scores, batch, model, ranks)
+        due = self._due(balancing, told)
         if not due:
             self._penalties += 1
             return torch.zeros((), device=device)
@@ -156,28 +155,18 @@ class Marker:
             self._asking(model, own, balancing) as seen,
             ranks.sharing(model, share),
         ):
-            signed, index = self._probe(model, some, due)
-            seen.watch(signed.detach(), index)
-            # What an unmarked network reads as well is no merit of the mark.
-            expected = seen.natural()
-            signed = signed - F.pad(expected, (0, 1)).to(signed)[index.clamp_max(len(expected))]
-            # A bit pushes while its mean reading falls short of the margin, and each input while it
-            # stays below a few margins: the mean is reached with the least disturbance.
-            short = self._short()
-            gate = short[index.cpu() % len(short)].to(signed)
-            limit = self.evidence.limits[index.cpu() % len(short)].to(signed)
-            loss = (gate * F.relu(limit - signed / (_HEADROOM * self.margin))).mean()
-            loss = loss if len(due) == len(self.parts) else loss * (len(due) / len(self.parts))
-            loss = discreetly(loss, self.scheme, self.mark, model)
-            if balancing:
-                self._balance(model, loss, own)
-                self._keep_step(ranks, batch[0])
-            loss = loss * self._weight
+            told = told if seen is self.evidence else None
             # What is checkpointed runs again in the backward pass, which has to come in this mode.
-            if self.lean or self._recomputes:
-                loss = at_once(loss, model)
+            if (self.lean or self._recomputes) and not sharded(model):
+                loss, norm = at_once(self._one_by_one(model, some, due, seen), model)
+            else:
+                loss, norm = self._pull(model, some, due, seen, told), None
+                loss = discreetly(loss, self.scheme, self.mark, model)
+            if balancing:
+                self._balance(model, loss, norm, own)
+                self._keep_step(ranks, batch[0])
         self._penalties += 1
-        return loss
+        return loss * self._weight
 
     def status(self) -> MarkStatus:
         """Bits matched and the p-value expected of a verification, from recent training carriers."""
@@ -214,13 +203,14 @@ class Marker:
         new = {} if self.head is None else self._through_head.state("-head")
         return self.evidence.state() | new
 
-    def _due(self, every: bool) -> list[int]:
-        """Numbers of the mark's parts to probe now."""
+    def _due(self, every: bool, told: Batch | None = None) -> list[int]:
+        """Numbers of the mark's parts to probe now; those that read the scores ``told`` cost nothing."""
         parts = range(len(self.parts))
         if every or not self.ease:
             return list(parts)
-        short = self._short().split(self.parts)
-        return [i for i in parts if float(short[i].mean()) > _PLACED or (self._penalties + i) % _REST == 0]
+        free = () if told is None else from_scores(self.scheme)
+        awake = [float(part.mean()) > _PLACED for part in self._short().split(self.parts)]
+        return [i for i in parts if i in free or awake[i] or (self._penalties + i) % _REST == 0]
 
     def _short(self) -> Tensor:
         """By what share (n,) of its own margin each bit's running reading falls short."""
@@ -239,26 +229,39 @@ class Marker:
         with instead:
             yield self._through_head
 
-    def _probe(self, model: nn.Module, some: Batch, due: list[int]) -> tuple[Tensor, Tensor]:
+    def _one_by_one(self, model: nn.Module, some: Batch, due: list[int], seen: Evidence) -> Iterator[Tensor]:
+        """The terms of the penalty, each with a graph of its own."""
+        yield from (self._pull(model, some, [i], seen, None) for i in due)
+        if isinstance(self.scheme, Discreet):
+            yield self.scheme.distortion(self.mark, model)
+
+    def _pull(
+        self, model: nn.Module, some: Batch, due: list[int], seen: Evidence, told: Batch | None
+    ) -> Tensor:
+        """How far the readings of these parts are from their margins: the penalty before its weight."""
         given: dict[str, Any] = {} if len(due) == len(self.parts) else {"only": due}
-        found: tuple[Tensor, Tensor] = self.scheme.probe(
-            self.mark, model, some, self.generator, self.method, **given
-        )
-        if not bool(torch.isfinite(found[0]).all()):
+        if told is not None and from_scores(self.scheme):
+            given["told"] = told
+        signed, index = self.scheme.probe(self.mark, model, some, self.generator, self.method, **given)
+        if not bool(torch.isfinite(signed).all()):
             raise ModelError(
                 "The model's answers to the penalty's probes are not finite: training has diverged",
                 fix="lower the learning rate or the strength",
             )
-        return found
+        seen.watch(signed.detach(), index)
+        # What an unmarked network reads as well is no merit of the mark.
+        expected = seen.natural()
+        signed = signed - F.pad(expected, (0, 1)).to(signed)[index.clamp_max(len(expected))]
+        # A bit pushes while its mean reading falls short of the margin, and each input while it
+        # stays below a few margins: the mean is reached with the least disturbance.
+        short = self._short()
+        gate = short[index.cpu() % len(short)].to(signed)
+        limit = self.evidence.limits[index.cpu() % len(short)].to(signed)
+        loss = (gate * F.relu(limit - signed / (_HEADROOM * self.margin))).mean()
+        return loss if len(due) == len(self.parts) else loss * (len(due) / len(self.parts))
 
-    def _rides(self, labels: Tensor) -> bool:
-        """Whether any of the carriers can carry the penalty."""
-        if isinstance(self.scheme, Choosy) and len(labels):
-            return bool(self.scheme.carrying(self.mark, labels).any())
-        return len(labels) > 0
-
-    def _balance(self, model: nn.Module, loss: Tensor, batch: Batch) -> None:
-        """Set the weight from both gradient norms and relax or renew the push."""
+    def _balance(self, model: nn.Module, loss: Tensor, norm: float | None, batch: Batch) -> None:
+        """Set the weight from both gradient norms and relax or renew the push. ``norm``: loss's, if known."""
         if self.fixed_weight is not None:
             self._weight = self.fixed_weight
             return
@@ -268,13 +271,12 @@ class Marker:
         else:
             task = self.task_loss(unwrap(model(batch[0])), batch[1])
         whole = needs_whole_backward(model, task)
-        norms = [
-            norm_of(weight_gradients(task, weights, whole=whole)),
-            norm_of(weight_gradients(loss, weights, whole=whole, retain=True)),
-        ]
+        of_task = norm_of(weight_gradients(task, weights, whole=whole))
+        if norm is None:
+            norm = norm_of(weight_gradients(loss, weights, whole=whole, retain=True))
         smooth = _SMOOTH if self._penalties else 0.0
-        self._task_norm = smooth * self._task_norm + (1 - smooth) * norms[0]
-        self._penalty_norm = smooth * self._penalty_norm + (1 - smooth) * norms[1]
+        self._task_norm = smooth * self._task_norm + (1 - smooth) * of_task
+        self._penalty_norm = smooth * self._penalty_norm + (1 - smooth) * norm
         self._task_peak = max(self._task_peak, self._task_norm)
         self._penalty_peak = max(self._penalty_peak, self._penalty_norm)
         if self._penalties:

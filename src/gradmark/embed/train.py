@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from gradmark.codec import atomic_write
 from gradmark.data import Split
-from gradmark.embed.marker import MarkStatus
+from gradmark.embed.status import MarkStatus
 from gradmark.errors import ModelError, ResumeError, UsageError
 from gradmark.protocols import Batch, Task
 from gradmark.suspects.checks import brief, unwrap

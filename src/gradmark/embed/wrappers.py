@@ -6,7 +6,7 @@ Wrappers are told by the names of their classes, so that none of their libraries
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -163,17 +163,29 @@ class _Given(torch.autograd.Function):
         return (None, *known, *(None for _ in known))
 
 
-def at_once(loss: Tensor, model: nn.Module) -> Tensor:
-    """``loss`` with its gradients taken already, so that its graph is gone before the next one is built.
+def at_once(losses: Iterable[Tensor], model: nn.Module) -> tuple[Tensor, float]:
+    """The sum of ``losses`` with its gradients taken already, and their norm.
 
-    FSDP2 takes a gradient only in the step's own backward pass; there ``loss`` stays as it is.
+    Each loss's graph is gone before the next loss is asked for. Not for FSDP2, which takes a gradient
+    only in the step's own backward pass.
     """
-    if sharded(model):
-        return loss
     weights = trainable(model)
-    gradients = weight_gradients(loss, weights, whole=needs_whole_backward(model, loss))
-    found: Tensor = _Given.apply(loss.detach(), *weights, *gradients)  # type: ignore[no-untyped-call]
-    return found
+    total = torch.zeros(())
+    gradients: list[Tensor | None] = [None for _ in weights]
+    for loss in losses:
+        total = total.to(loss) + loss.detach()
+        if not loss.requires_grad:
+            continue
+        more = weight_gradients(loss, weights, whole=needs_whole_backward(model, loss))
+        del loss
+        for i, known in enumerate(gradients):
+            gradients[i], more[i] = _plus(known, more[i]), None
+    found: Tensor = _Given.apply(total, *weights, *gradients)  # type: ignore[no-untyped-call]
+    return found, norm_of(gradients)
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    return b if a is None else a if b is None else a + b
 
 
 def needs_whole_backward(model: nn.Module, output: Tensor) -> bool:

@@ -36,10 +36,10 @@ class AccelerateMarker:
         self.accelerator, self.marker = accelerator, marker
         accelerator.register_for_checkpointing(marker)
 
-    def penalty(self, model: nn.Module, batch: Batch) -> Tensor:
+    def penalty(self, model: nn.Module, batch: Batch, scores: Tensor | None = None) -> Tensor:
         """As :meth:`gradmark.Marker.penalty`, under the accelerator's autocast."""
         with self.accelerator.autocast():
-            return self.marker.penalty(model, batch)
+            return self.marker.penalty(model, batch, scores)
 
     def status(self) -> MarkStatus:
         return self.marker.status()

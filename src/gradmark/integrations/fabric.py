@@ -30,11 +30,11 @@ class FabricMarker:
     def __init__(self, fabric: Fabric, marker: Marker) -> None:
         self.fabric, self.marker = fabric, marker
 
-    def penalty(self, model: nn.Module, batch: Batch) -> Tensor:
+    def penalty(self, model: nn.Module, batch: Batch, scores: Tensor | None = None) -> Tensor:
         """As :meth:`gradmark.Marker.penalty`, under Fabric's precision; ``model`` as ``setup`` gave it."""
         inner = model._forward_module if isinstance(model, _FabricModule) else model
         with self.fabric.autocast():
-            return self.marker.penalty(inner, batch)
+            return self.marker.penalty(inner, batch, scores)
 
     def status(self) -> MarkStatus:
         return self.marker.status()
