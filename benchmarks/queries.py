@@ -185,7 +185,7 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
                         if (r["task"], r["suspect"], r["api"], r["parts"]) == (task, "marked", api, parts)
                     ]
                     for k, r in enumerate(mine):
-                        q, e = zip((1, 0.0), *r["evidence"], strict=True)
+                        q, e = zip((4, 0.0), *r["evidence"], strict=True)
                         style = {"color": CYCLE[j % len(CYCLE)], "linestyle": "-" if j < len(CYCLE) else ":"}
                         axes.plot(
                             q,
@@ -197,7 +197,9 @@ def picture(found: list[dict[str, Any]], path: Path) -> None:
                         )
                 threshold(axes, TARGET, "e = 1e9")
                 axes.set(xscale="log", xlabel="queries", ylabel="log10 e", title=f"{task}, {parts}")
-            c.axes[i][1].legend(fontsize=6.5, loc="upper left")
+                axes.set(xlim=(4, BUDGET * 1.1))
+                axes.xaxis.set_major_formatter("{x:,.0f}")
+            c.axes[i][0].legend(fontsize=6.5, loc="lower right", bbox_to_anchor=(1, 0.1))
     path.write_bytes(c.data)
 
 
