@@ -110,7 +110,7 @@ def test_a_truncated_file_is_refused(tmp_path: Path, record_property: Any) -> No
     path.write_bytes(path.read_bytes()[:-40])
     with pytest.raises(ModelFileError) as caught:
         open_suspect(path)
-    record_property("refusal", str(caught.value))
+    record_property("refusal", str(caught.value).replace(f"{tmp_path}/", ""))
 
 
 def test_a_missing_onnxruntime_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
