@@ -62,6 +62,8 @@ def probes_from(value: object, spec: ModelSpec) -> Probes:
     body = only_fields(value, _PROBES, "the probes")
     if body["form"] not in ("logits", "probabilities"):
         raise absurd("form", body["form"])
+    if any(bound is not None and abs(bound) > _LARGEST for bound in (spec.low, spec.high)):
+        raise absurd("input range", (spec.low, spec.high))  # a float32 couldn't hold it
     sensitivity = body["sensitivity"]
     if not isinstance(sensitivity, dict):
         raise absurd("sensitivity", type(sensitivity).__name__)
