@@ -1,6 +1,7 @@
 """Hostile files: mutants of every format may be refused by a typed error or accepted, and nothing else.
 
-    python benchmarks/fuzz.py [N]            N mutants of each format (default 100,000); writes results/fuzz.json
+    python benchmarks/fuzz.py [N [FORMAT ...]]   N mutants (default 100,000) of each format, or of those named;
+                                                 writes results/fuzz.json
 
 Half of the mutants have bytes flipped, cut, doubled or spliced; the other half are JSON with values, names
 and structure changed, *repaired* afterwards (checksum, signature), so that they get past the outer door.
@@ -16,17 +17,19 @@ import json
 import platform
 import random
 import sys
+import tempfile
 import time
 import warnings
 from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import cryptography
+from torch import nn
 
 from gradmark import catalog, keyfile
 from gradmark._version import __version__
@@ -38,6 +41,11 @@ from gradmark.dsse import Envelope
 from gradmark.errors import GradmarkError
 from gradmark.files import sha256
 from gradmark.keys import OwnerKey
+from gradmark.protocols import ModelSpec
+from gradmark.seal import SealFile, check, make_seal
+from gradmark.seal.codec import signer_of, signing_key
+from gradmark.suspects import ModuleSuspect
+from gradmark.trace import open_tracing, read_licensees
 
 GOLDEN = Path(__file__).resolve().parents[1] / "tests" / "golden"
 RESULTS = Path(__file__).parent / "results" / "fuzz.json"
@@ -45,6 +53,10 @@ PASSPHRASE = "golden"
 KEY = OwnerKey.load(GOLDEN / "key-v1.json")
 CLAIM = ClaimFile.load(GOLDEN / "claim-v1.json")
 CERTIFICATES = load_certificates(GOLDEN / "claim-v1-ca.pem")
+BASE = MarkFile.load(GOLDEN / "mark-ensemble-v1.json")
+NET = nn.Linear(4, 3)
+nn.init.eye_(NET.weight)
+nn.init.zeros_(NET.bias)
 Body = dict[str, Any]
 
 
@@ -98,6 +110,25 @@ def read_mark(data: bytes) -> None:
     mark.check_key(KEY)
 
 
+def read_tracing(data: bytes) -> None:
+    """As if the owner himself had committed to it."""
+    mark = MarkFile.from_bytes(data)
+    mark = replace(mark, commitment=KEY.commit(mark.statement(), mark.salt))
+    open_tracing(mark, KEY, BASE).codebook.table(["Acme"])
+
+
+def read_list(ending: str) -> Callable[[bytes], None]:
+    """Of licensees: by way of a file, since the name's ending says what it is."""
+
+    def read(data: bytes) -> None:
+        with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+            path = Path(folder, "licensees" + ending)
+            path.write_bytes(data)
+            read_licensees(path)
+
+    return read
+
+
 def read_claim(data: bytes) -> None:
     check_claim(ClaimFile.from_bytes(data), key=KEY, trusted=CERTIFICATES, against=CLAIM)
 
@@ -110,6 +141,35 @@ def protected() -> tuple[bytes, ...]:
     """A key file under the cheap stand-in for scrypt, so that mutants of it can be opened."""
     with cheap_scrypt():
         return (KEY.to_bytes(PASSPHRASE),)
+
+
+def tiny_seals() -> tuple[bytes, ...]:
+    """Seals of four weights a class, with probes of both kinds of encoding and without."""
+    vector = ModelSpec("vector", (4,), 3)
+    asked = ((vector, 2), (replace(vector, low=0.0, high=1.0, levels=255), 2), (vector, 0))
+    made = (
+        make_seal(NET, KEY, spec, model=sha256(b""), probes=n, candidates=2, salt=bytes(16), created="2026")
+        for spec, n in asked
+    )
+    return tuple(seal.to_bytes() for seal in made)
+
+
+def with_seal(body: Body) -> bytes:
+    """Signed by the owner himself."""
+    rest = {name: value for name, value in body.items() if name != "signature"}
+    if isinstance(rest.get("signer"), str):
+        rest["signer"] = signer_of(KEY)
+    content = dumps(rest)
+    signature = signing_key(KEY).sign(b"gradmark/v1/seal" + len(content).to_bytes(4, "big") + content)
+    return dumps({**rest, "signature": base64.b64encode(signature).decode()})
+
+
+def read_seal(data: bytes) -> None:
+    seal = SealFile.from_bytes(data)
+    seal.check_key(KEY)
+    seal.limits()
+    suspect = ModuleSuspect(NET) if seal.spec.input_shape == (4,) else None
+    check(seal, suspect, tensors=NET.state_dict()).to_json()
 
 
 class Cheap:
@@ -137,6 +197,10 @@ FORMATS: dict[str, Format] = {
     "claim": Format(golden("claim-v1.json"), read_claim, with_signature, payload),
     "claim's envelope": Format(golden("claim-v1.json"), read_claim, dumps),
     "opening": Format(golden("opening-v1.json"), lambda d: Opening.from_bytes(d, PASSPHRASE), with_key),
+    "seal": Format(tiny_seals(), read_seal, with_seal),
+    "tracing mark": Format(golden("trace-v1.json"), read_tracing, with_checksum),
+    "licensees, .csv": Format(("name,licensee\r\n1,Acme\r\n2,\"Ünïted, Widgets\"\r\n".encode(), b"Acme\nGlobex\n"), read_list(".csv")),
+    "licensees, .json": Format((b'["Acme","Globex","Initech"]',), read_list(".json")),
     "time stamp": Format(CLAIM.stamps, lambda d: read_stamp(d, CLAIM.stamped, CERTIFICATES)),
 }  # fmt: skip
 
@@ -261,7 +325,7 @@ def fuzz(name: str, n: int, seed: int = 0) -> tuple[Counter[str], list[str]]:
 def main() -> None:
     n = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    for name in FORMATS:
+    for name in sys.argv[2:] or FORMATS:
         start = time.process_time()
         outcomes, untyped = fuzz(name, n)
         rows[name] = {

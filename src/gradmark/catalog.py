@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from gradmark.attacks.adversarial import Adversarial
@@ -63,6 +64,7 @@ from gradmark.tasks.speech import Speech
 from gradmark.tasks.tabular import Tabular
 from gradmark.tasks.transcription import Transcription
 
+_LARGEST = 1_000_000  # of a scheme's numbers
 FLAGSHIP = Ensemble.name
 FLAGSHIP_PARTS = ("filter-gradient", "class-contrast", "trigger")
 SCHEMES: dict[str, type[Any]] = {
@@ -154,15 +156,27 @@ def scheme(name: str, parameters: dict[str, Any] | None = None) -> Scheme:
         return _ensemble(name, given)
     kind = SCHEMES[_known(name, SCHEMES, "scheme")]
     try:
-        made: Scheme = kind(**given)
+        made: Scheme = kind(**_sane(kind, given))
         return made
     except (TypeError, ValueError, OverflowError) as cause:
         raise MarkFileError(
-            f"This version doesn't know the parameters of scheme {name}",
-            expected=", ".join(kind.__dataclass_fields__),
-            found=", ".join(given),
-            fix="upgrade gradmark",
+            f"This version can't take the parameters of scheme {name}",
+            expected=", ".join(f"{f.name} ({f.type})" for f in fields(kind)),
+            found=", ".join(f"{option}={str(value)[:40]}" for option, value in given.items()),
+            fix="Correct them; if another version of gradmark wrote them, take that one",
         ) from cause
+
+
+def _sane(kind: type[Any], given: dict[str, Any]) -> dict[str, Any]:
+    """``given``, or a TypeError or ValueError where a number or text isn't one that arithmetic can take."""
+    for name, value in given.items():
+        declared = kind.__dataclass_fields__[name].type if name in kind.__dataclass_fields__ else ""
+        types = {"int": (int,), "float": (int, float), "str": (str,)}.get(declared, (object,))
+        if not isinstance(value, types) or (isinstance(value, bool) and object not in types):
+            raise TypeError(name)
+        if isinstance(value, int | float) and not abs(value) <= _LARGEST:
+            raise ValueError(name)
+    return given
 
 
 def _ensemble(name: str, given: dict[str, Any]) -> Ensemble:

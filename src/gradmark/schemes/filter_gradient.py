@@ -128,10 +128,9 @@ class FilterGradient:
 
         Raises UsageError where the input offers fewer directions than the bits need.
         """
-        if min(self.bits, self.contrasts, self.class_groups) < 1 or not 0 < self.step <= 1:
-            raise UsageError(
-                "A mark needs at least one bit, contrast and class group, and 0 < step <= 1", found=repr(self)
-            )
+        if min(self.bits, self.contrasts, self.class_groups, self.kernel_size) < 1 or not 0 < self.step <= 1:
+            least = "one bit, contrast, class group and tap, and 0 < step <= 1"
+            raise UsageError("A mark can't be that small", expected=f"at least {least}", found=repr(self))
         if spec.n_classes < 2:
             raise UsageError("The model needs at least two classes", found=str(spec.n_classes))
         context, full = (

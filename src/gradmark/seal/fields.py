@@ -97,7 +97,10 @@ def _unpack(value: object, spec: ModelSpec) -> Tensor:
         low, high, levels = _given(spec.low), _given(spec.high), _given(spec.levels)
         if bool((numbers > levels).any()):
             raise absurd("inputs", "a step beyond the input format")
-        return spec.snap(numbers * ((high - low) / levels) + low)
+        x = spec.snap(numbers * ((high - low) / levels) + low)
+        if not bool(torch.isfinite(x).all()):
+            raise absurd("input range", (low, high))  # too narrow for a float32
+        return x
     outside = [spec.low is not None and bool((numbers < spec.low - 1e-6).any()),
                spec.high is not None and bool((numbers > spec.high + 1e-6).any())]  # fmt: skip
     if not bool((numbers.abs() < _LARGEST).all()) or any(outside):
