@@ -35,28 +35,31 @@ def trace_report(found: Trace, *, owner: str, suspect_name: str, data_name: str)
 
 
 def all_licensees(found: Trace) -> Figure:
-    """Every licensee's p against his rank, both on logarithmic axes, and the line of ``alpha``."""
-    log10_p = np.sort(found.ranking)
-    rank = np.arange(1, len(log10_p) + 1)
-    first = sum(one.round == 1 for one in found.named)
-    keep = np.unique(np.concatenate([rank[:50], np.geomspace(1, len(rank), 400).astype(int)])) - 1
+    """Every licensee's p against his rank in the first round, and the line of ``alpha``."""
+    order = np.argsort(found.ranking, kind="stable")
+    log10_p, rank = found.ranking[order], np.arange(1, len(order) + 1)
+    place = {int(i): r for r, i in zip(rank, order, strict=True)}
+    named = [(place[one.index], one.log10_p) for one in found.named]
+    # a dot for everybody would be a file of megabytes: all of the first, and ever fewer of the rest
+    some = np.unique(np.concatenate([rank[:50], np.geomspace(1, len(rank), 400).astype(int)]))
+    rest = np.setdiff1d(some, [r for r, _ in named]) - 1
     with canvas(7.2, 3.4) as c:
         axes = c.axes[0][0]
-        rest = keep[keep >= first]
         axes.plot(rank[rest], log10_p[rest], "o", color=BLUE, markersize=3, label="not named")
-        if first:
-            axes.plot(rank[:first], log10_p[:first], "D", color=RED, markersize=6, label="named")
+        if named:
+            axes.plot(*zip(*named, strict=True), "D", color=RED, markersize=6, label="named")
         threshold(axes, math.log10(found.alpha), f"threshold, p = {level(found.alpha)}")
         axes.set(
             xscale="log",
             xlabel="licensees, by rank",
             ylabel="log10 p, corrected\n(lower = stronger evidence)",
         )
+        axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.legend(loc="lower right")
-    nearest = f" The next is at {log10_p[first]:.1f}." if first < len(log10_p) else ""
+    first = f" The first of the others is at {log10_p[rest[0]]:.1f}." if len(rest) else ""
     alt = (
-        f"{found.licensees:,} licensees by rank; {first} lie below the threshold of "
-        f"{math.log10(found.alpha):.1f}, the first at {log10_p[0]:.1f}.{nearest}"
+        f"{found.licensees:,} licensees by rank; {len(named)} are named, "
+        f"below the threshold of {math.log10(found.alpha):.1f}.{first}"
     )
     return Figure("Every licensee's p, corrected for the number of licensees", alt, c.data, "svg")
 
@@ -113,7 +116,8 @@ def _numbers(found: Trace) -> Section:
         ("Threshold", f"p ≤ {level(found.alpha)}", "A licensee is named if his corrected p is no larger."),
         ("Least p, first round", probability(found.log10_p), "Corrected for licensees and rounds."),
         ("Licensees", f"{found.licensees:,}", "All that were on the list; p is multiplied by their number."),
-        ("Keys or suspects tried", str(found.keys_tried), "Already included in p."),
+        ("Keys or suspects tried", str(found.keys_tried), "In this search; p is multiplied by their number."),
+        ("Queries", str(found.queries), "Single inputs sent to the model."),
         ("Bits in a copy", str(found.n_bits), f"{found.ties} of them gave no reading."),
         ("Base mark", "not asked" if found.owned is None else found.owned.outcome,
          "Whether the model is the owner's at all; asked where nobody is named."),
@@ -141,7 +145,7 @@ def _limits(found: Trace) -> tuple[str, ...]:
 
 
 def _reproduce(found: Trace) -> Section:
-    queries = f" --queries {found.queries}" if found.access == "black" else ""
+    queries = f" --queries {found.queries_allowed}" if found.access == "black" else ""
     command = (
         "gradmark trace SUSPECT --licensees LIST --key OWNER.key --mark mark.json --data DATA \\\n"
         f"    --access {found.access}{queries} --alpha {found.alpha:g} --report again.html"

@@ -29,12 +29,16 @@ TraceOutcome = Literal["named", "no-evidence", "inconclusive"]
 
 @dataclass(frozen=True)
 class Named:
-    """A licensee whose copy is in the suspect, with the p corrected for all licensees and rounds."""
+    """A licensee, number ``index`` (from 0) on the list, whose copy is in the suspect.
+
+    ``log10_p`` is corrected for all licensees and rounds; ``match``: part of the usable bits that agree.
+    """
 
     licensee: str
     log10_p: float
     match: float
     round: int
+    index: int
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Trace:
     ties: int
     carriers: int
     queries: int
+    queries_allowed: int
     access: Access
     mark: str
     trace: str
@@ -127,7 +132,7 @@ def trace(
     outcome, reason = _outcome(reading, ranking.found, owned, alpha, len(names) * keys_tried)
     return Trace(
         outcome=outcome,
-        named=tuple(Named(names[f.index], f.log10_p, f.match, f.round) for f in ranking.found),
+        named=tuple(Named(names[f.index], f.log10_p, f.match, f.round, f.index) for f in ranking.found),
         log10_p=float(ranking.log10_p.min()),
         alpha=alpha,
         licensees=len(names),
@@ -137,6 +142,7 @@ def trace(
         ties=int((values == 0).sum()),
         carriers=reading.carriers,
         queries=reading.queries + (owned.queries if owned is not None else 0),
+        queries_allowed=queries if access == "black" else 0,
         access=access,
         mark=base.digest,
         trace=mark.digest,
