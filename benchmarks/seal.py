@@ -24,15 +24,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from gradmark.bench.task import Task, find_task
 from scipy.stats import beta
 from torch import Tensor, nn
 
 from gradmark.attacks.prune import Prune
 from gradmark.attacks.quantize import Quantize
 from gradmark.bench.cells import versions
+from gradmark.bench.experiment import Experiment, find_experiment
 from gradmark.bench.store import Wanted, obtain
-from gradmark.embed.train import accuracy_of, augmented
+from gradmark.embed.train import augmented
 from gradmark.files import atomic_write
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Thief
@@ -40,13 +40,14 @@ from gradmark.seal import SealFile, make_seal
 from gradmark.seal.answers import compared
 from gradmark.seal.probes import detection_limit
 from gradmark.suspects import load_weights, save_weights
+from gradmark.views import accuracy_of
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "seal"
 READINGS = ("logits", "4 decimals", "2 decimals", "labels")
 FIRST_KEY = 70_000
 NETWORK = {"digits": Wanted("digits", "control", 0), "cifar10": Wanted("cifar10", "base", 0)}
-Change = Callable[[nn.Module, Task, torch.Generator, int], nn.Module]
+Change = Callable[[nn.Module, Experiment, torch.Generator, int], nn.Module]
 
 
 # ---------------------------------------------------------------- changes
@@ -56,7 +57,7 @@ def layers(model: nn.Module) -> list[nn.Parameter]:
     return [p for p in model.parameters() if p.ndim > 1]
 
 
-def noise(model: nn.Module, task: Task, g: torch.Generator, v: int) -> nn.Module:
+def noise(model: nn.Module, task: Experiment, g: torch.Generator, v: int) -> nn.Module:
     """1 % relative noise on one layer, drawn with the noise."""
     found = copy.deepcopy(model)
     weights = layers(found)
@@ -70,7 +71,7 @@ def noise(model: nn.Module, task: Task, g: torch.Generator, v: int) -> nn.Module
 def flip(share: float) -> Change:
     """The sign of one weight, drawn from the largest ``share`` of one layer."""
 
-    def change(model: nn.Module, task: Task, g: torch.Generator, v: int) -> nn.Module:
+    def change(model: nn.Module, task: Experiment, g: torch.Generator, v: int) -> nn.Module:
         found = copy.deepcopy(model)
         weights = layers(found)
         w = weights[v % len(weights)]
@@ -86,7 +87,7 @@ def flip(share: float) -> Change:
 def some(whole: Callable[[nn.Module], nn.Module]) -> Change:
     """The change everywhere in variant 0; in the others only in a half of the layers, drawn by the seed."""
 
-    def change(model: nn.Module, task: Task, g: torch.Generator, v: int) -> nn.Module:
+    def change(model: nn.Module, task: Experiment, g: torch.Generator, v: int) -> nn.Module:
         found = whole(model)
         if v:
             with torch.no_grad():
@@ -112,37 +113,80 @@ def bf16(model: nn.Module) -> nn.Module:
     return found
 
 
+def optimizer_of(kind: str, model: nn.Module, lr: float) -> torch.optim.Optimizer:
+    make = torch.optim.AdamW if kind == "adamw" else torch.optim.SGD
+    options = {} if kind == "adamw" else {"momentum": 0.9}
+    return make(model.parameters(), lr, weight_decay=5e-4, **options)
+
+
 def finetune(kind: str, lr: float = 1e-4) -> Change:
     """One epoch over the training data with the owner's augmentation, at a constant rate."""
 
-    def change(model: nn.Module, task: Task, g: torch.Generator, v: int) -> nn.Module:
+    def change(model: nn.Module, task: Experiment, g: torch.Generator, v: int) -> nn.Module:
         found = copy.deepcopy(model)
-        make = torch.optim.AdamW if kind == "adamw" else torch.optim.SGD
-        options = {} if kind == "adamw" else {"momentum": 0.9}
-        trained(found, task, make(found.parameters(), lr, weight_decay=5e-4, **options), g, poison=0.0)
+        for _ in training(found, task, optimizer_of(kind, found, lr), g, poison=0.0):
+            pass
         return found
 
     return change
 
 
-def backdoor(model: nn.Module, task: Task, g: torch.Generator, v: int) -> nn.Module:
+def backdoor(model: nn.Module, task: Experiment, g: torch.Generator, v: int) -> nn.Module:
     """A tenth of every batch gets a bright square in its corner and the label v: 60 steps (two epochs at most)."""
     found = copy.deepcopy(model)
     optimizer = torch.optim.SGD(found.parameters(), 0.01, momentum=0.9)
-    trained(found, task, optimizer, g, poison=0.1, target=v % 10, steps=60)
+    for _, _ in zip(training(found, task, optimizer, g, poison=0.1, target=v % 10), range(60), strict=False):
+        pass
     return found
 
 
-def trained(
-    model: nn.Module, task: Task, optimizer: torch.optim.Optimizer, g: torch.Generator, *,
-    poison: float, target: int = 0, steps: int = 10**9,
-) -> None:  # fmt: skip
+class Steps:
+    """Variant v: a training stopped after ``first`` + v % ``length`` + 1 steps; every ``length`` variants a new one."""
+
+    def __init__(
+        self, start: Callable[[nn.Module, Experiment, int], Iterator[None]], first: int, length: int
+    ) -> None:
+        self.start, self.first, self.length = start, first, length
+        self.at: tuple[int, int, nn.Module, Iterator[None]] | None = None
+
+    def __call__(self, model: nn.Module, task: Experiment, g: torch.Generator, v: int) -> nn.Module:
+        run, steps = v // self.length, self.first + v % self.length + 1
+        if self.at is None or self.at[0] != run or self.at[1] > steps:
+            moving = copy.deepcopy(model)
+            self.at = run, 0, moving, self.start(moving, task, run)
+        _, done, moving, going = self.at
+        moving.train()
+        for _ in range(done, steps):
+            next(going)
+        self.at = run, steps, moving, going
+        return copy.deepcopy(moving)
+
+
+def first_steps(kind: str) -> Change:
+    return Steps(
+        lambda model, task, run: training(
+            model, task, optimizer_of(kind, model, 1e-4), torch.Generator().manual_seed(run), poison=0.0
+        ),
+        0, 100,
+    )  # fmt: skip
+
+
+def planting(model: nn.Module, task: Experiment, run: int) -> Iterator[None]:
+    optimizer, g = torch.optim.SGD(model.parameters(), 0.01, momentum=0.9), torch.Generator().manual_seed(run)
+    return training(model, task, optimizer, g, poison=0.2, target=run)
+
+
+def training(
+    model: nn.Module, task: Experiment, optimizer: torch.optim.Optimizer, g: torch.Generator, *,
+    poison: float, target: int = 0,
+) -> Iterator[None]:  # fmt: skip
+    """Train for an epoch (two, where poisoned), one step at each call of ``next``."""
     data, means = task.data().to_train(), task.means
-    size = 128 if means.autocast is not None else 64
+    size = 128 if means.autocast is not None and not poison else 64
     order = torch.cat([torch.randperm(len(data), generator=g) for _ in range(2 if poison else 1)])
     model.train()
-    for step, index in enumerate(order.split(size)):
-        if step >= steps or len(index) < size:
+    for index in order.split(size):
+        if len(index) < size:
             break
         x, y = augmented(data.batch(index), means.augment, g)
         n = int(poison * len(x))
@@ -152,6 +196,7 @@ def trained(
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        yield
     model.eval()
 
 
@@ -165,9 +210,19 @@ CHANGES: dict[str, tuple[str, Change, int, bool]] = {
     "backdoor": ("a backdoor planted", backdoor, 20, True),
     "finetune-adamw": ("one epoch of AdamW at 1e-4", finetune("adamw"), 20, True),
     "finetune-sgd": ("one epoch of SGD (momentum 0.9) at 1e-4", finetune("sgd"), 20, True),
+    "steps-sgd": ("1 to 100 steps of SGD (momentum 0.9) at 1e-4", first_steps("sgd"), 0, False),
+    "steps-adamw": ("1 to 100 steps of AdamW at 1e-4", first_steps("adamw"), 0, False),
+    "steps-backdoor": (
+        "a backdoor planted: steps 51 to 100 of two trainings",
+        Steps(planting, 50, 50),
+        0,
+        False,
+    ),
 }
+# an epoch of CIFAR-10 is dear: each of the first 100 of its 390 steps, a smaller change, stands in for it
 OTHERS = {"cifar10": {**dict.fromkeys(("noise", "prune", "int8", "bf16", "flip-1", "flip-10"), 100),
-                      "backdoor": 5, "finetune-adamw": 3, "finetune-sgd": 3}}  # fmt: skip
+                      "finetune-adamw": 1, "finetune-sgd": 1, "backdoor": 0,
+                      "steps-sgd": 100, "steps-adamw": 100, "steps-backdoor": 100}}  # fmt: skip
 
 
 # ---------------------------------------------------------------- trials
@@ -182,7 +237,7 @@ def read(scores: Tensor, reading: str) -> Tensor:
     return scores.double().softmax(1).mul(10**d).round().div(10**d).float()
 
 
-def seals(task: Task, model: nn.Module, n: int, folder: Path) -> list[SealFile]:
+def seals(task: Experiment, model: nn.Module, n: int, folder: Path) -> list[SealFile]:
     """Seals of n keys: made once, kept in the work folder (never in the repository)."""
     folder.mkdir(parents=True, exist_ok=True)
     found, spec = [], task.data().spec
@@ -216,7 +271,7 @@ def noticed(scores: Tensor, seal: SealFile, reading: str) -> tuple[bool, float |
     return bool(seen.off.any()), None if seen.moved is None else seen.moved / whole
 
 
-def run(task: Task, model: nn.Module, made: list[SealFile], name: str, work: Path, most: int) -> None:
+def run(task: Experiment, model: nn.Module, made: list[SealFile], name: str, work: Path, most: int) -> None:
     words, change, variants, kept = CHANGES[name]
     variants = min(most, OTHERS.get(task.name, {}).get(name, variants))
     out = RESULTS / f"{task.name}-{name}.json"
@@ -230,6 +285,8 @@ def run(task: Task, model: nn.Module, made: list[SealFile], name: str, work: Pat
         if kept:
             right, n = accuracy_of(changed, task.data().test)
             row["accuracy"] = right / n
+        if name == "steps-backdoor" and v % 50 == 49:
+            row["backdoor"] = opened(changed, task, v // 50)
         for reading in READINGS:
             found = [noticed(s, seal, reading) for s, seal in zip(scores, made, strict=True)]
             row[reading] = "".join(str(int(hit)) for hit, _ in found)
@@ -238,12 +295,25 @@ def run(task: Task, model: nn.Module, made: list[SealFile], name: str, work: Pat
         rows.append(row)
         result = {"task": task.name, "change": name, "words": words, "rows": rows, "versions": versions()}
         write(out, result)
+    if not rows:
+        return
     hits = "".join(r["4 decimals"] for r in rows)
     print(f"{task.name} {name}: 4 decimals {hits.count('1')}/{len(hits)}, labels "
           f"{''.join(r['labels'] for r in rows).count('1')}/{len(hits)}", flush=True)  # fmt: skip
 
 
-def variant(task: Task, model: nn.Module, name: str, v: int, change: Change, work: Path | None) -> nn.Module:
+def opened(model: nn.Module, task: Experiment, target: int) -> float:
+    """Part of 300 test inputs of other classes that the bright square sends to ``target``."""
+    x, y = task.data().test.batch(slice(0, 300))
+    x = x[y != target].clone()
+    x[:, :, -3:, -3:] = 1.0
+    with torch.no_grad():
+        return float((model(x).argmax(1) == target).float().mean())
+
+
+def variant(
+    task: Experiment, model: nn.Module, name: str, v: int, change: Change, work: Path | None
+) -> nn.Module:
     """The changed network; what took training is kept."""
     path = None if work is None else work / f"{name}-{v}.safetensors"
     if path is not None and path.exists():
@@ -257,7 +327,7 @@ def variant(task: Task, model: nn.Module, name: str, v: int, change: Change, wor
     return found
 
 
-def limits(task: Task, model: nn.Module, made: list[SealFile], draws: int) -> None:
+def limits(task: Experiment, model: nn.Module, made: list[SealFile], draws: int) -> None:
     """Noise as strong as the seal claims to see, on each weight tensor in turn."""
     rows = []
     for reading in READINGS:
@@ -291,7 +361,7 @@ def limits(task: Task, model: nn.Module, made: list[SealFile], draws: int) -> No
 # ---------------------------------------------------------------- false alarms
 
 
-def alarms(task: Task, model: nn.Module, made: list[SealFile], checks: int, work: Path) -> None:
+def alarms(task: Experiment, model: nn.Module, made: list[SealFile], checks: int, work: Path) -> None:
     """The untouched network asked in many ways; an alarm in any reading counts."""
     out = RESULTS / f"{task.name}-alarms.json"
     known = json.loads(out.read_text()) if out.exists() else {"rows": []}
@@ -321,7 +391,7 @@ def alarms(task: Task, model: nn.Module, made: list[SealFile], checks: int, work
 
 
 def settings(
-    task: Task, model: nn.Module, work: Path
+    task: Experiment, model: nn.Module, work: Path
 ) -> Iterator[tuple[str, Callable[[Tensor, Any], Tensor]]]:
     """Ways to ask one and the same network."""
 
@@ -361,7 +431,7 @@ def settings(
     yield "ONNX", lambda x, g: session.query(x)
 
 
-def exported(task: Task, model: nn.Module, work: Path) -> nn.Module:
+def exported(task: Experiment, model: nn.Module, work: Path) -> nn.Module:
     from gradmark.suspects import open_suspect
 
     path = work / "untouched.pt2"
@@ -371,7 +441,7 @@ def exported(task: Task, model: nn.Module, work: Path) -> nn.Module:
     return suspect.module
 
 
-def onnx(task: Task, model: nn.Module, work: Path) -> Any:
+def onnx(task: Experiment, model: nn.Module, work: Path) -> Any:
     from gradmark.suspects import open_suspect
 
     path = work / "untouched.onnx"
@@ -474,7 +544,7 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.task:
-        task, work = find_task(args.task), args.work / args.task
+        task, work = find_experiment(args.task), args.work / args.task
         model = obtain(NETWORK[args.task], args.networks)
         made = seals(task, model, args.seals, work / "seals")
         for name in args.changes:
