@@ -283,7 +283,8 @@ def overhead() -> list[str]:
     ]
     for r in rows:
         if r["time"]:
-            cells = [f"{r['time'][s]['ratio']:.2f}, {r['time'][s]['ratio_every_16']:.2f}" for s in SIDES]
+            times = [r["time"].get(s) for s in SIDES]
+            cells = ["" if t is None else f"{t['ratio']:.2f}, {t['ratio_every_16']:.2f}" for t in times]
             lines.append(
                 f"| {r['network']} | {r['weights'] / 1e6:.1f} | {r['batch']} | {' | '.join(cells)} |"
             )

@@ -8,7 +8,7 @@ Seconds are CPU seconds of one thread, since neighbours on the machine stretch a
 each kind of step with a penalty (all parts, some of them, a look at gradient norms on every 16th) are timed
 in turn, and ``ratio`` is that of a whole period of 16 penalties and the plain steps between them. Memory is the peak of the
 resident set over that before the network was built, each side in a process of its own; the preflight
-runs once before the first step and is given apart. Finished networks are kept: delete their file to repeat.
+runs once before the first step and is given apart, for ResNet-20. Finished networks are kept: delete their file to repeat.
 """
 
 from __future__ import annotations
@@ -88,14 +88,14 @@ def gpt2() -> nn.Module:
 class Case:
     """A network, its inputs, the batch, what the marker's carriers are cut by for smaller batches.
 
-    ``timed``: whether its steps are timed, or only its memory measured.
+    ``sides``: the settings whose steps are timed; none where only memory is measured.
     """
 
     network: Callable[[], nn.Module]
     spec: ModelSpec
     batch: int
     share: int = 1
-    timed: bool = True
+    sides: tuple[str, ...] = ("default", "shared", "placed, shared")
 
     def marker(self, side: str) -> Marker:
         given: dict[str, Any] = dict(SETTINGS[side])
@@ -106,11 +106,16 @@ class Case:
 
 TOKENS, MORE = 16 * 768, 128 * 768
 CASES = {
-    "resnet20": Case(resnet20, ModelSpec("image", (3, 32, 32), 10, 0.0, 1.0, 255), 128),
+    "resnet20": Case(
+        resnet20,
+        ModelSpec("image", (3, 32, 32), 10, 0.0, 1.0, 255),
+        128,
+        sides=tuple(s for s in PERIOD if s != "lean"),
+    ),
     "bert": Case(bert, ModelSpec("vector", (TOKENS,), 10), 8, share=16),
     "gpt2": Case(gpt2, ModelSpec("vector", (TOKENS,), 10), 8, share=16),
-    "bert-128": Case(bert, ModelSpec("vector", (MORE,), 10), 8, share=16, timed=False),
-    "gpt2-128": Case(gpt2, ModelSpec("vector", (MORE,), 10), 8, share=16, timed=False),
+    "bert-128": Case(bert, ModelSpec("vector", (MORE,), 10), 8, share=16, sides=()),
+    "gpt2-128": Case(gpt2, ModelSpec("vector", (MORE,), 10), 8, share=16, sides=()),
 }
 
 
@@ -163,11 +168,12 @@ def seconds(case: Case, side: str, rounds: int) -> dict[str, Any]:
     loop.step("plain")
     assert loop.marker is not None
     start = time.process_time()
-    if side == "default":
+    whole = side == "default" and case.share == 1
+    if whole:
         loop.marker.penalty(loop.net, (loop.x, loop.y)).backward()
     else:
         loop.skip_preflight()
-    first = {"first_call": time.process_time() - start} if side == "default" else {}
+    first = {"first_call": time.process_time() - start} if whole else {}
     rows = [{kind: loop.step(kind) for kind in ("plain", *PERIOD[side])} for _ in range(rounds)]
     every = loop.marker.every
     means = [sum(often * r[kind] for kind, often in PERIOD[side].items()) / BALANCE for r in rows]
@@ -229,9 +235,7 @@ def one(name: str, rounds: int) -> dict[str, Any]:
         side: {"bytes": (peak := apart(name, side)), "ratio": peak / plain}
         for side in ("default", "lean", *(("lean with preflight",) if name == "resnet20" else ()))
     }
-    row["time"] = (
-        {} if not case.timed else {side: seconds(case, side, rounds) for side in PERIOD if side != "lean"}
-    )
+    row["time"] = {side: seconds(case, side, rounds) for side in case.sides}
     return row
 
 
