@@ -238,6 +238,31 @@ def test_a_journal_of_ones_own_is_kept(signed: Path, tmp_path: Path) -> None:
     assert one["log10_p"] == two["log10_p"]
 
 
+def test_an_endpoint_of_another_api_is_bet_on_and_gone_on_with(signed: Path, tmp_path: Path) -> None:
+    """Base64 PNGs in, class names out; what was asked for little evidence isn't asked again for more."""
+    servers = pytest.importorskip("servers", reason="FastAPI is missing", exc_type=ImportError)
+    model, names = ModuleSuspect(model_of(signed)), [str(i) for i in range(10)]
+    app, seen = servers.image_app(lambda x: model.query(torch.from_numpy(x)).softmax(1).numpy(), names)
+    (tmp_path / "api.toml").write_text(
+        '[request]\ninputs = "instances"\nitem = "image.b64"\nencode = "png"\nbody = {model = "net"}\n'
+        f'[response]\nscores = "predictions[*].by_name"\nclasses = {names}\n'
+    )
+    options = ("--api", tmp_path / "api.toml", "--sequential", "--journal", tmp_path / "j", "--json")
+    with servers.running(app) as base:
+        url = base + "/v1/classify"
+        little = ask(signed, *options, "--queries", 16, suspect=url).json()
+        requests = seen["requests"]
+        more = ask(signed, *options, "--queries", 400, "--batch-size", 8, suspect=url)
+        missing = ask(signed, *options, "--queries", 8, suspect=base + "/v1/nothing")
+    assert little["queries"] == 16 and requests == 2
+    verdict = more.json()
+    assert more.code == 0 and 16 < verdict["queries"] < 400
+    assert verdict["evidence"][0] == little["evidence"][0]
+    asked = [json.loads(line)["input"] for line in (tmp_path / "j").read_text().splitlines()]
+    assert len(asked) == len(set(asked)) == verdict["queries"]
+    refused(missing, "status 404", "Check the address")
+
+
 @pytest.mark.parametrize(
     ("answer", "words"), [(np.zeros((1, 3)), "wrong shape"), (np.full((64, 10), np.nan), "finite")]
 )
