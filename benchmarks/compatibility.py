@@ -291,7 +291,7 @@ def overhead() -> list[str]:
     lines += [
         "",
         "Peak memory over that of a plain step, whatever `every` is. `lean=True`, with `penalty` called before the task's forward pass, lets the",
-        "graph of one part of the mark go before the next is built, and all of them before the task's; it holds one gradient more. The",
+        "graph of one part of the mark go before the next is built, and all of them before the task's; it holds up to two gradients more. The",
         "transformers have 16 tokens, or 128 where it says so: the fewer, the more of the memory are weights.",
         "",
         "| network | plain step, MB | default | lean |",
