@@ -408,15 +408,6 @@ def settings(
     yield "one by one", lambda x, g: batches(x, [1])
     yield "batches of changing size", lambda x, g: batches(x, [3, 7, 64, 1, 29])
 
-    def threads(x: Tensor, g: Any) -> Tensor:
-        before = torch.get_num_threads()
-        torch.set_num_threads(2)
-        try:
-            return batches(x, [64])
-        finally:
-            torch.set_num_threads(before)
-
-    yield "two BLAS threads", threads
     channels = copy.deepcopy(model).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     yield (
         "channels last",
@@ -429,6 +420,16 @@ def settings(
     yield ".pt2", lambda x, g: batches(x, [32], program)
     session = onnx(task, model, work)
     yield "ONNX", lambda x, g: session.query(x)
+
+    def threads(x: Tensor, g: Any) -> Tensor:
+        before = torch.get_num_threads()
+        torch.set_num_threads(2)
+        try:
+            return batches(x, [64])
+        finally:
+            torch.set_num_threads(before)
+
+    yield "two BLAS threads", threads
 
 
 def exported(task: Experiment, model: nn.Module, work: Path) -> nn.Module:

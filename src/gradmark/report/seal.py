@@ -23,7 +23,14 @@ def check_report(found: Checked, suspect_name: str) -> Report:
         question=f"Is {suspect_name} the model that {found.owner} sealed, unchanged?",
         answer=answer(found, suspect_name),
         tone=tone,
-        sections=(_how(found), _numbers(found), *_tensors(found), _limits(found), _reproduce(found)),
+        sections=(
+            _how(found),
+            _numbers(found),
+            *_tensors(found),
+            _limits(found),
+            _wrong(found),
+            _reproduce(found),
+        ),
         footer=versions(found.version),
         label=label,
     )
@@ -67,20 +74,21 @@ def _how(found: Checked) -> Section:
 
 
 def _numbers(found: Checked) -> Section:
-    def number(value: float | None) -> str:
-        return "none" if value is None else f"{value:.3g}"
+    def row(name: str, value: float | None, meaning: str) -> tuple[tuple[str, str, str], ...]:
+        return () if value is None else ((name, f"{value:.3g}", meaning),)
 
+    asked, differ = f"{found.off} of {found.probes}", f"{len(found.tensors or ())} of {found.n_tensors}"
     rows = (
-        ("Probes off", f"{found.off} of {found.probes}", "Answers that the sealed model doesn't give."),
-        ("Strength", number(found.strength), "Of the change, as relative noise on the weights."),
-        ("Similarity", number(found.similarity), "Of ordinary answers: 1 equal, 0 strangers."),
-        ("Detection limit", number(found.limit), "Relative noise on any one tensor that would show."),
-        ("Tensors that differ", "unknown" if found.tensors is None else str(len(found.tensors)), ""),
+        *((("Probes off", asked, "Answers that the sealed model doesn't give."),) if found.probes else ()),
+        *((("Tensors that differ", differ, "By their fingerprints."),) if found.tensors is not None else ()),
+        *row("Strength", found.strength, "Of the change, as relative noise on the weights."),
+        *row("Similarity", found.similarity, "Of ordinary answers: 1 equal, 0 strangers."),
+        *row("Detection limit", found.limit, "Relative noise on any one tensor that would show."),
         ("Time", duration(found.seconds), "What the check took."),
         ("Seal", found.seal, "SHA-256 of the seal's file."),
         ("Signer", found.signer, "The public key of the seal's signature: compare it with the owner's."),
         ("Suspect", found.suspect, "SHA-256 of the suspect's file or address."),
-    )  # fmt: skip
+    )
     return Section("The numbers", tables=(Table(("Number", "Value", "Meaning"), rows),))
 
 
@@ -117,6 +125,25 @@ def _limits(found: Checked) -> Section:
             "changed model until it answers them as the sealed one; the seal must have been kept private."
         )
     return Section("What this does not say", tuple(texts))
+
+
+def _wrong(found: Checked) -> Section:
+    rows = [
+        ("The seal is another's", "Somebody else sealed another model: compare the signer with the owner's."),
+        ("The seal is too young", "It was made of a model that had been changed already."),
+        (
+            "Another model was checked",
+            "The file or address isn't the one in dispute: compare the fingerprint.",
+        ),
+    ]
+    if found.tensors is None:
+        rows.append(
+            ("The probes are known", "Whoever had the seal could train or filter until they are answered.")
+        )
+        rows.append(
+            ("The arithmetic is another", "TF32, bf16 or an int8 runtime answers as a changed model would.")
+        )
+    return Section("What would make it wrong", tables=(Table(("If", "That is"), tuple(rows)),))
 
 
 def _reproduce(found: Checked) -> Section:

@@ -148,7 +148,7 @@ def modification(verdict: Verdict) -> tuple[Section, ...]:
             "show that the model is as its owner left it. The owner's seal, made before release, would."
         )
     elif verdict.modified:
-        text = f"Yes. {_MODIFIED[True][1]}"
+        text = f"Yes. {_MODIFIED[True][1]} How strongly it differs, and where, gradmark check tells."
     else:
         text = f"No. {_MODIFIED[False][1]}"
     return (Section("Was it modified?", (text,)),)
@@ -269,6 +269,7 @@ def _wrong(verdict: Verdict, linear: bool) -> Section:
 def _reproduce(verdict: Verdict, linear: bool, *, judged: bool = False) -> Section:
     mark = "--linear-mark MARK.npz" if linear else "--key OWNER.key --mark mark.json"
     queries = f" --queries {verdict.queries}" if verdict.access == "black" else ""
+    queries += "" if verdict.modified is None else " --seal model.seal"
     queries += " --sequential" if verdict.test == "betting" else ""
     settings = f"--access {verdict.access}{queries} --alpha {verdict.alpha:g} --report again.html"
     texts = [
