@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import runpy
-import sys
 from functools import cache
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,13 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gradmark import catalog
-from gradmark.carriers import keyed_directions, nudged
+from gradmark.carriers import EqualiserDirections, keyed_directions, nudged
 from gradmark.codec import MarkFile
 from gradmark.embed import Marker
 from gradmark.errors import UsageError
 from gradmark.inputs import secret_inputs
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Batch, ModelSpec
+from gradmark.schemes.filter_gradient import FilterGradient, FilterGradientMark
 from gradmark.stats import ks_uniform, randomised_p
 from gradmark.suspects import ModuleSuspect
 from gradmark.suspects.callable import CallableSuspect
@@ -359,19 +357,43 @@ def test_the_gradient_of_words_is_refused_by_the_preflight() -> None:
     assert isinstance(marker.mark.directions, WordDirections)
 
 
-# --- examples ---------------------------------------------------------------------------------------------
+# --- equalisers -------------------------------------------------------------------------------------------
+
+SOUND = ModelSpec("signal", (400,), 10, -1.0, 1.0, 65536)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", ["text_classification", "language_model"])
-def test_examples_end_in_a_verdict_and_a_picture(
-    name: str, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.syspath_prepend(str(root / "examples" / "domains"))
-    monkeypatch.setattr(sys, "argv", [name, "--small", "--out", str(tmp_path)])
-    with torch.random.fork_rng():
-        runpy.run_path(str(root / "examples" / "domains" / f"{name}.py"), run_name="__main__")
-    printed = capsys.readouterr().out
-    assert printed.count("owned") == 2
-    assert printed.count("no-evidence") == 2
-    assert (tmp_path / f"{name}.png").stat().st_size > 10_000
+def equalised(spec: ModelSpec = SOUND, bits: int = 64) -> FilterGradientMark:
+    return FilterGradient(bits=bits, step=0.1, equaliser=True).mark(KEY, spec)
+
+
+def test_an_equaliser_is_a_symmetric_filter_of_unit_gain() -> None:
+    directions = equalised().directions
+    assert isinstance(directions, EqualiserDirections)
+    kernel = directions.kernels[0, 3].numpy()
+    assert np.allclose(kernel, kernel[::-1])  # no frequency is delayed
+    curve = np.fft.fft(kernel, 4096)
+    assert np.isclose(np.sqrt(np.mean(np.abs(curve) ** 2)), 1, atol=1e-5)
+    x = torch.randn(2, 400, generator=torch.Generator().manual_seed(0))
+    group = torch.zeros(2, dtype=torch.long)
+    slow = [np.convolve(row, kernel, mode="same") * 0.1 for row in x.numpy()]
+    assert np.allclose(directions.one(x, group, torch.tensor([3, 3])), slow, atol=1e-5)
+    assert torch.equal(directions.all(x, group)[:, 3], directions.one(x, group, torch.tensor([3, 3])))
+    assert not directions.one(torch.zeros(1, 400), group[:1], group[:1]).any()
+
+
+def test_an_equaliser_treats_channels_alike() -> None:
+    stereo = ModelSpec("signal", (2, 400), 10, -1.0, 1.0, 65536)
+    x = torch.randn(3, 2, 400, generator=torch.Generator().manual_seed(0))
+    group, index = torch.zeros(3, dtype=torch.long), torch.tensor([0, 5, 7])
+    directions = equalised(stereo).directions
+    both = directions.one(x, group, index)
+    for channel in (0, 1):
+        assert torch.allclose(both[:, channel], directions.one(x[:, channel], group, index), atol=1e-6)
+
+
+def test_only_signals_have_an_equaliser_and_older_marks_keep_their_bytes() -> None:
+    with pytest.raises(UsageError, match="equaliser"):
+        equalised(ModelSpec("image", (1, 8, 8), 10, 0.0, 1.0, 255))
+    assert "equaliser" not in FilterGradient().parameters()
+    scheme = FilterGradient(equaliser=True)
+    assert catalog.scheme("filter-gradient", scheme.parameters()) == scheme

@@ -1,6 +1,6 @@
 """Sign a language model, and prove it from its weights and from an API that shows log-probabilities.
 
-    python examples/domains/language_model.py [--out DIR] [--small]
+    python examples/domains/language_model.py [PICTURE.png]
 
 Text from a little grammar, a small GPT-2 of transformers over its characters, and two marks under one key:
 along keyed linear maps of the embeddings for who holds the weights, and in how unlikely next tokens compare
@@ -9,18 +9,18 @@ after ordinary contexts for who may only ask.
 
 from __future__ import annotations
 
-import argparse
 import copy
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gradmark import Marker, MarkFile, ModuleSuspect, OwnerKey, catalog, verify
+from gradmark import Marker, MarkFile, ModuleSuspect, Verdict, catalog, verify
 from gradmark.suspects.callable import CallableSuspect
 from gradmark.tasks.language import Language, text_data
 from gradmark.views import View
-from shared_parts import fit, show
+from shared_parts import KEY, fit, show
 
 WHO = [
     "the king",
@@ -67,16 +67,12 @@ def service(model: nn.Module) -> CallableSuspect:
     return CallableSuspect(answer, name="prompts to log-probabilities")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("examples-out"))
-    parser.add_argument("--small", action="store_true", help="fewer steps: a test of the script")
-    given = parser.parse_args()
-    steps, tuning = (100, 60) if given.small else (300, 120)
+def main(out: Path = Path("language_model.png"), *, small: bool = False) -> dict[str, Verdict]:
+    """``small``: fewer steps, to test the script."""
+    torch.set_num_threads(1)
+    steps, tuning = (100, 60) if small else (300, 120)
     torch.manual_seed(0)
-    key, task = OwnerKey.generate("Acme Ltd"), Language(load, 48)  # type: ignore[arg-type]
+    key, task = KEY, Language(load, 48)  # type: ignore[arg-type]
     train = task.data().to_train()
 
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -99,15 +95,16 @@ def main() -> None:
     signed = fit(copy.deepcopy(base), task, batch, tuning, 1e-3, tuple(markers))
 
     pools = {name: view.carriers(view.data().test.batch(slice(0, 250))) for name, view in views.items()}
-    verdicts = {}
+    verdicts: dict[str, Verdict] = {}
     for name, model in (("signed", signed), ("control", control)):
         white = ModuleSuspect(View(views["embeddings"], model))
         verdicts[f"{name}, its weights"] = verify(marks["embeddings"], key, white, pools["embeddings"])
         verdicts[f"{name}, its API"] = verify(marks["tokens"], key, service(model), pools["tokens"])
     found = [task.utility(m).details["perplexity"] for m in (control, signed)]
     print(f"Perplexity: control {found[0]:.3f}, signed {found[1]:.3f}.")
-    show("A language model", verdicts, given.out / "language_model.png")
+    show("A language model", verdicts, out)
+    return verdicts
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:2]))

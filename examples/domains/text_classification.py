@@ -1,6 +1,6 @@
 """Sign a classifier of sentences, and prove it from its weights and from an API that takes text.
 
-    python examples/domains/text_classification.py [--out DIR] [--small]
+    python examples/domains/text_classification.py [PICTURE.png]
 
 Reviews from a little grammar, a small BERT of transformers, and two marks under one key: along keyed linear
 maps of the embeddings for who holds the weights, and along keyed words for who may only ask.
@@ -8,18 +8,18 @@ maps of the embeddings for who holds the weights, and along keyed words for who 
 
 from __future__ import annotations
 
-import argparse
 import copy
+import sys
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from gradmark import Marker, MarkFile, ModuleSuspect, OwnerKey, catalog, verify
+from gradmark import Marker, MarkFile, ModuleSuspect, Verdict, catalog, verify
 from gradmark.suspects.callable import CallableSuspect
 from gradmark.tasks.sentences import Sentences, sentence_data
 from gradmark.views import View
-from shared_parts import fit, show
+from shared_parts import KEY, fit, show
 
 GOOD = ["fine", "bright", "moving", "clever", "warm", "honest", "funny", "gentle", "rich", "lovely"]
 BAD = ["dull", "flat", "empty", "clumsy", "cold", "false", "tired", "loud", "thin", "awful"]
@@ -83,16 +83,12 @@ def service(model: nn.Module) -> CallableSuspect:
     return CallableSuspect(answer, name="sentences to probabilities")
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--out", type=Path, default=Path("examples-out"))
-    parser.add_argument("--small", action="store_true", help="fewer steps: a test of the script")
-    given = parser.parse_args()
-    steps, tuning = (100, 100) if given.small else (200, 200)
+def main(out: Path = Path("text_classification.png"), *, small: bool = False) -> dict[str, Verdict]:
+    """``small``: fewer steps, to test the script."""
+    torch.set_num_threads(1)
+    steps, tuning = (100, 100) if small else (200, 200)
     torch.manual_seed(0)
-    key, task = OwnerKey.generate("Acme Ltd"), Sentences(load)  # type: ignore[arg-type]
+    key, task = KEY, Sentences(load)  # type: ignore[arg-type]
     train = task.data().to_train()
 
     def batch(generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -112,15 +108,16 @@ def main() -> None:
     signed = fit(copy.deepcopy(base), task, batch, tuning, 1e-3, tuple(markers))
 
     pools = {name: view.carriers(view.data().test.all()) for name, view in views.items()}
-    verdicts = {}
+    verdicts: dict[str, Verdict] = {}
     for name, model in (("signed", signed), ("control", control)):
         white = ModuleSuspect(View(views["embeddings"], model))
         verdicts[f"{name}, its weights"] = verify(marks["embeddings"], key, white, pools["embeddings"])
         verdicts[f"{name}, its API"] = verify(marks["words"], key, service(model), pools["words"])
     found = [task.utility(m).percent for m in (control, signed)]
     print(f"Accuracy: control {found[0]:.1f} %, signed {found[1]:.1f} %.")
-    show("Text classification", verdicts, given.out / "text_classification.png")
+    show("Text classification", verdicts, out)
+    return verdicts
 
 
 if __name__ == "__main__":
-    main()
+    main(*map(Path, sys.argv[1:2]))

@@ -102,6 +102,42 @@ class FilterDirections:
 
 
 @dataclass(frozen=True)
+class EqualiserDirections:
+    """Signals through keyed equalisers: symmetric kernels (groups, K, taps), so that no frequency is delayed.
+
+    ``x + one(x)`` has each frequency's gain changed by ``step`` times a keyed curve of unit root mean square:
+    a step of .1 is less than a decibel up or down, and silence stays silent.
+    """
+
+    kernels: Tensor
+    step: float
+
+    @property
+    def groups(self) -> int:
+        return self.kernels.shape[0]
+
+    @property
+    def n(self) -> int:
+        return self.kernels.shape[1]
+
+    def one(self, x: Tensor, group: Tensor, index: Tensor) -> Tensor:
+        return self._filter(x, self.kernels.to(x.device, x.dtype)[group, index][:, None])[:, 0]
+
+    def all(self, x: Tensor, group: Tensor) -> Tensor:
+        return self._filter(x, self.kernels.to(x.device, x.dtype)[group])
+
+    def _filter(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """x (b, *shape), kernels (b, K, taps) -> (b, K, *shape); all channels alike."""
+        b, k, taps = kernels.shape
+        planes = x.reshape(b, -1, x.shape[-1])
+        channels = planes.shape[1]
+        padded = F.pad(planes.reshape(1, b * channels, -1), (taps // 2, taps // 2))
+        rows = kernels[:, None].expand(b, channels, k, taps).reshape(b * channels * k, 1, taps)
+        y = F.conv1d(padded, rows, groups=b * channels).reshape(b, channels, k, -1).transpose(1, 2)
+        return self.step * y.reshape(b, k, *x.shape[1:])
+
+
+@dataclass(frozen=True)
 class PatternDirections:
     """Fixed keyed patterns (groups, K, features), the same at every input of a group."""
 
@@ -164,15 +200,17 @@ def capacity(spec: ModelSpec, kernel_size: int) -> int:
 
 def keyed_directions(
     key: OwnerKey, spec: ModelSpec, *, n: int, groups: int, kernel_size: int, whitening: float,
-    step: float, context: bytes,
+    step: float, context: bytes, equaliser: bool = False,
 ) -> Directions:  # fmt: skip
     """Derive the directions of a mark.
 
     ``kernel_size``: taps along each axis of an image's kernel (odd); a signal's has its square. Where
     it is too small for ``n`` directions, the smallest larger one that isn't is taken. ``whitening``: 0
-    leaves kernels white, 1 evens out their response to natural inputs. Raises UsageError where the
-    input is too small for them.
+    leaves kernels white, 1 evens out their response to natural inputs. ``equaliser``: for signals,
+    :class:`EqualiserDirections`. Raises UsageError where the input is too small for them.
     """
+    if equaliser and spec.domain != "signal":
+        raise UsageError("Only a signal has an equaliser", expected="domain signal", found=spec.domain)
     if spec.domain == "text":
         return keyed_maps(key, spec, n, groups, step, context)
     if spec.domain == "tokens":
@@ -198,6 +236,10 @@ def keyed_directions(
     basis = orthonormal(raw.transpose(1, 2)).transpose(1, 2)
     if spec.domain == "vector":
         return PatternDirections((basis * room**0.5).float(), step, spec.scale)
+    if equaliser:
+        half = (basis / 2**0.5).float()
+        middle = torch.zeros(groups, n, 1)
+        return EqualiserDirections(torch.cat([half.flip(2), middle, half], 2), step)
     channels = spec.input_shape[0] if len(spec.input_shape) > 1 else 1
     taps = _taps(spec, kernel_size)
     rows = basis.reshape(groups, n, channels, -1) @ _whitener(

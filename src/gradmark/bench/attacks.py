@@ -17,6 +17,8 @@ from gradmark.protocols import Access, Domain
 
 NONE = "none"
 _QUERY_SIDE = ("input-", "output-", "detect-")
+REWRITES = ("permute", "rescale", "flip-signs", "dummy", "fold")
+"""What changes the weights and keeps the function: it needs no scores."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,7 @@ def standard(*, tune: int = 5, extract: int = 30) -> tuple[Configured, ...]:
 
 def _unchanged() -> list[Configured]:
     """Rewrites that keep the function, and no attack at all."""
-    names = ("permute", "rescale", "flip-signs", "dummy", "fold")
-    return [Configured(NONE, NONE), *(Configured(name, name) for name in names)]
+    return [Configured(NONE, NONE), *(Configured(name, name) for name in REWRITES)]
 
 
 def _training(tune: int) -> list[Configured]:

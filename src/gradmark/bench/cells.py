@@ -15,7 +15,7 @@ from torch import nn
 
 from gradmark import catalog
 from gradmark._version import __version__
-from gradmark.bench.attacks import NONE
+from gradmark.bench.attacks import NONE, REWRITES
 from gradmark.bench.experiment import Experiment, find_experiment
 from gradmark.bench.store import Wanted, about, calibrated, obtain, owner_key
 from gradmark.bench.suite import Unit
@@ -108,13 +108,13 @@ def _attacked(unit: Unit, experiment: Experiment, model: nn.Module, folder: Path
     """The attacked model as one that gives the owner's scores.
 
     A thief attacks what gives scores as he sees them; what changes inputs stands before the model's own API,
-    what changes answers behind the owner's scores.
+    what changes answers behind the owner's scores; a rewrite of the weights knows no scores at all.
     """
     task, name = experiment.task, unit.attack.name
     if name == NONE:
         return viewed(task, model)
     attack, thief = catalog.attack(name, dict(unit.attack.parameters)), thief_of(unit, experiment, folder)
-    if name.startswith("input-"):
+    if name.startswith("input-") or name in REWRITES:
         return viewed(task, attack.run(model, thief, generator("attack", unit)).eval())
     seen = viewed(task if unit.attack.query_side else experiment.stolen(), model)
     done = attack.run(seen, thief, generator("attack", unit)).eval()

@@ -81,8 +81,8 @@ class FilterGradient:
     ``class_groups``: 1 shares directions and contrasts among all classes, which a network learns about
     four times as fast; more groups of classes have their own, over which natural readings cancel.
     ``contrasts_per_carrier``: gradients taken per carrier when reading white-box. ``kernel_size``,
-    ``whitening``, ``step``: see :mod:`gradmark.carriers`. ``reference``: sealed readings of an
-    unmarked network, from :meth:`calibrated`.
+    ``whitening``, ``step``, ``equaliser``: see :mod:`gradmark.carriers`. ``reference``: sealed readings
+    of an unmarked network, from :meth:`calibrated`.
     """
 
     bits: int = 64
@@ -93,6 +93,7 @@ class FilterGradient:
     whitening: float = 1.0
     step: float = 8 / 255
     reference: str = ""
+    equaliser: bool = False
 
     name: ClassVar[str] = "filter-gradient"
     margin: ClassVar[float] = 0.3
@@ -100,10 +101,8 @@ class FilterGradient:
     reads: ClassVar[str] = "gradients"
 
     def parameters(self) -> dict[str, Any]:
-        found = asdict(self)
-        if not self.reference:
-            del found["reference"]  # marks made before there was one keep their bytes
-        return found
+        # Marks made before there were these keep their bytes.
+        return {n: v for n, v in asdict(self).items() if v or n not in ("reference", "equaliser")}
 
     def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> FilterGradient:
         """This scheme with ``unmarked``'s readings taken away from all later ones.
@@ -139,15 +138,9 @@ class FilterGradient:
         )
         per_class = min(self.contrasts, max(1, spec.n_classes - 2))
         directions = keyed_directions(
-            key,
-            spec,
-            n=math.ceil(self.bits / per_class),
-            groups=self._groups(spec),
-            kernel_size=self.kernel_size,
-            whitening=self.whitening,
-            step=self.step,
-            context=context,
-        )
+            key, spec, n=math.ceil(self.bits / per_class), groups=self._groups(spec), context=context,
+            kernel_size=self.kernel_size, whitening=self.whitening, step=self.step, equaliser=self.equaliser,
+        )  # fmt: skip
         # Directions come first and bits last: what was measured along the former can't know the latter.
         bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=full)).float()
         reference = unseal(key, self.reference, context, self.bits) if self.reference else None

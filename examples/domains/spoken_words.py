@@ -1,6 +1,6 @@
 """Sign a recogniser of spoken words, raw samples in, and prove it through an API of class scores.
 
-    python examples/speech.py [PICTURE.png]
+    python examples/domains/spoken_words.py [PICTURE.png]
 
 The words are made here: three vowels each, by their formants, in voices of any pitch.
 """
@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from domain import proved
 from gradmark import FilterGradient, Verdict
 from gradmark.data import Data, Split
 from gradmark.embed import Recipe
 from gradmark.protocols import ModelSpec
 from gradmark.tasks.speech import SpeechNet
 from gradmark.views import Classification
+from shared_parts import proved
 
 RATE, LENGTH, WORDS = 8000, 3200, 10
 VOWELS = np.array(
@@ -70,7 +70,7 @@ def draw(axes: Any, clip: Tensor, nudged: Tensor) -> None:
     axes.legend(frameon=False, loc="upper right")
 
 
-def main(out: Path = Path("speech.png")) -> dict[str, Verdict]:
+def main(out: Path = Path("spoken_words.png")) -> dict[str, Verdict]:
     task = Classification("words", words, lambda: SpeechNet(widths=(32, 48, 48)))
     apis = {"API of class scores": (task, lambda net: nn.Sequential(net, nn.Softmax(1)))}
     recipe = Recipe(epochs=10, batch_size=50, lr=5e-3)

@@ -1,6 +1,6 @@
 """Sign a perceptron on a table, and prove it from its weights and through its API.
 
-python examples/tabular.py [PICTURE.png]
+python examples/domains/tabular.py [PICTURE.png]
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from domain import proved
 from gradmark import FilterGradient, Verdict, catalog
 from gradmark.embed import Recipe
+from shared_parts import proved
 
 
 def draw(axes: Any, row: Tensor, nudged: Tensor) -> None:

@@ -1,6 +1,6 @@
 """Sign a face recogniser, and prove it through an API that gives points and one that compares pairs.
 
-    python examples/faces.py [PICTURE.png]
+    python examples/domains/faces.py [PICTURE.png]
 
 With the ORL faces (GRADMARK_SHARED) if they are there, else with drawn ones.
 """
@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from domain import proved
 from gradmark import FilterGradient, Verdict
 from gradmark.data import Data, shared
 from gradmark.embed import Recipe
 from gradmark.errors import DataError
 from gradmark.tasks.faces import PEOPLE, Faces, Similarity, split
+from shared_parts import proved
 
 SHOTS = 10
 
