@@ -161,9 +161,9 @@ class FilterGradient:
         """Signed readings of one random direction per input, differentiable in the weights.
 
         Returns readings times bits (m, A) in logits, and the bits' numbers (m, A); a number beyond
-        the last bit stands for no bit. ``exact`` reads
-        one random contrast per input by double backward (A = 1), ``central-difference`` all of them
-        (A = L) with two forward passes and no second order. The model's mode is the caller's.
+        the last bit stands for no bit. ``exact`` reads one random contrast per input by double backward
+        (A = 1; where there is but one, along all directions, A = K), ``central-difference`` all of
+        them (A = L) with two forward passes and no second order. The model's mode is the caller's.
         """
         x, labels = batch
         count = mark.contrasts.shape[1]
@@ -175,15 +175,18 @@ class FilterGradient:
             chosen = w.gather(1, l[:, :, None].expand(-1, -1, w.shape[2]))[:, 0]
             score = (wide(unwrap(model(x))) * chosen).sum()
             (gradient,) = torch.autograd.grad(score, x, create_graph=True)
-            d = mark.directions.one(x.detach(), mark.group(labels), i)
-            values = (gradient * d).flatten(1).sum(1, keepdim=True)
+            d = mark.directions.one(x.detach(), mark.group(labels), i)[:, None]
+            if count == 1:  # few readings an input: take along all directions of the one gradient
+                i = torch.arange(mark.directions.n, device=x.device).expand(len(x), -1)
+                d = mark.directions.all(x.detach(), mark.group(labels))
+            values = (gradient[:, None] * d).flatten(2).sum(2)
         else:
             l = torch.arange(count, device=x.device).expand(len(x), count)  # noqa: E741
             both = nudged(mark.directions, x, mark.group(labels), i)
             plus, minus = wide(unwrap(model(torch.cat(both)))).chunk(2)
             values = torch.einsum("bc,blc->bl", (plus - minus) / 2, w.to(plus.dtype))
         # The last direction may carry fewer bits than contrasts: what is beyond reads as zero.
-        index = mark.bit_index(i[:, None], l)
+        index = mark.bit_index(i.reshape(len(x), -1), l)
         room = mark.directions.n * count - len(mark.bits)
         return values * F.pad(mark.bits, (0, room)).to(x.device)[index], index
 

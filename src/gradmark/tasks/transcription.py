@@ -7,7 +7,7 @@ mark rides on the posteriors instead, of which there are two views:
 - ``frames``: an API that shows its posteriors. The score of a digit is its log-probability among the
   digits, averaged over the frames with the weight 1 - P(blank): where something is said.
 - ``confidence``: an API that shows a transcript and how sure it is. Two scores, log c and log (1 - c),
-  where c is the geometric mean over the transcript's digits of the best path's probability.
+  where c is the geometric mean of the best path's probability over the frames that say a digit.
 
 The direction at a recording is that recording through a keyed filter (:mod:`gradmark.carriers`). Features
 are not normalised by recording: a cepstral mean would take every filter away, and so the mark.
@@ -89,11 +89,11 @@ def best_path(log_p: Tensor) -> list[list[int]]:
 
 
 def confidence(log_p: Tensor) -> Tensor:
-    """(b,) geometric mean over the transcript's digits of the best path's probability (b, frames, 11)."""
+    """(b,) geometric mean of the best path's probability (b, frames, 11) over the frames that say a digit, as
+    toolkits aggregate it without blanks; the number 1 where nothing is said."""
     best, digit = log_p.max(-1)
-    fresh = (digit[:, 1:] != digit[:, :-1]) & (digit[:, 1:] != BLANK)
-    n = fresh.sum(1) + (digit[:, 0] != BLANK)
-    return (best.sum(1) / n.clamp_min(1)).exp()
+    said = digit != BLANK
+    return ((best * said).sum(1) / said.sum(1).clamp_min(1)).exp()
 
 
 def digit_scores(log_p: Tensor) -> Tensor:
