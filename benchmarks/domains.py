@@ -61,7 +61,7 @@ def _itself(task: Any, base: nn.Module) -> Any:
 @dataclass(frozen=True)
 class Part:
     """One mark: its scheme, parameters, the Marker's arguments and what it is read through. ``access``: white,
-    black, or pairs: an API that answers with the likeness of two inputs."""
+    black, pairs (an API that answers with the likeness of two inputs), transcripts (with a confidence each)."""
 
     scheme: str
     parameters: dict[str, Any]
@@ -118,8 +118,8 @@ DOMAINS = {
     "faces": Domain(
         lambda seed: Faces(seed + 1),
         {"cosines": Part(
-            "filter-gradient", {"bits": 128, "step": 0.06},
-            {"strength": 0.6, "every": 1, "carriers": 60, "margin": 0.3}, access=("white", "black", "pairs"),
+            "filter-gradient", {"bits": 128, "step": 0.03},
+            {"strength": 0.9, "every": 1, "carriers": 60, "margin": 0.3}, access=("white", "black", "pairs"),
         )},
         steps=500, tuning=300, batch=60, lr=2e-3, label="area under the ROC curve, percent", shifted=True,
         other=faces.other, attacks={**REWRITTEN, **TUNED, **WEIGHTS, **STUDENT, **NOISY}, thief=400,
@@ -141,13 +141,10 @@ DOMAINS = {
         {
             "frames": Part(
                 "filter-gradient", {"bits": 64, **EQUALISED}, {"strength": 0.4, "every": 1, "carriers": 16},
-            ),
-            "confidence": Part(
-                "filter-gradient", {"bits": 32, **EQUALISED}, {"strength": 0.4, "every": 1, "carriers": 16},
-                lambda task, base: Transcription("confidence"),
+                access=("white", "black", "transcripts"),
             ),
         },
-        steps=300, tuning=150, batch=16, lr=5e-3, headline="word_error_rate", label="word error rate",
+        steps=700, tuning=300, batch=16, lr=5e-3, rate=2e-3, rest=0.1, headline="word_error_rate", label="word error rate",
         attacks={**TUNED, **WEIGHTS}, thief=500,
     ),
     "sentences": Domain(
@@ -264,6 +261,8 @@ def seen(view: Any, model: nn.Module, access: str) -> tuple[ModuleSuspect, Any]:
     """The suspect as ``view`` sees it, and how the judge is to ask."""
     if access == "pairs":
         view, model = view.over_pairs(), Similarity(model)
+    if access == "transcripts":
+        view = Transcription("confidence")
     suspect = priced(view, ModuleSuspect(View(view, model)))
     return suspect, "white" if access == "white" else "black"
 
@@ -276,7 +275,8 @@ def judged(
     suspect, way = seen(view, model, access)
     if guarded:
         suspect = priced(view, ModuleSuspect(model))
-    return verify(mark, key, suspect, carriers_of(view, "test"), access=way, queries=QUERIES)
+    pool = carriers_of(Transcription("confidence") if access == "transcripts" else view, "test")
+    return verify(mark, key, suspect, pool, access=way, queries=QUERIES)
 
 
 def small(verdict: Any) -> dict[str, Any]:
@@ -288,7 +288,8 @@ def small(verdict: Any) -> dict[str, Any]:
 
 def strangers(part: Part, view: Any, model: nn.Module, access: str) -> dict[str, Any]:
     """p-values of keys that were never embedded, with an eighth of the carriers."""
-    pool, (suspect, way) = carriers_of(view, "test"), seen(view, model, access)
+    suspect, way = seen(view, model, access)
+    pool = carriers_of(Transcription("confidence") if access == "transcripts" else view, "test")
     draw, found = np.random.default_rng(0), []
     for i in range(WRONG):
         key = OwnerKey.from_seed(50_000 + i, "a stranger")
@@ -553,7 +554,7 @@ def foreign(name: str, seed: int, out: Path) -> dict[str, dict[str, Any]]:
     _, views, _ = prepared(name, seed, out)
     marked = network(name, seed, "marked", out, _absent)
     return {
-        p: {a: strangers(its, views[p], marked, a) for a in its.access if a != "pairs"}
+        p: {a: strangers(its, views[p], marked, a) for a in its.access}
         for p, its in DOMAINS[name].parts.items()
     }
 

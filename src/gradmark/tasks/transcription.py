@@ -5,9 +5,10 @@ CTC's loss has no double backward, and as a score it would say how well the *rig
 mark rides on the posteriors instead, of which there are two views:
 
 - ``frames``: an API that shows its posteriors. The score of a digit is its log-probability among the
-  digits, averaged over the frames with the weight 1 - P(blank): where something is said.
-- ``confidence``: an API that shows a transcript and how sure it is. Two scores, log c and log (1 - c),
-  where c is the geometric mean of the best path's probability over the frames that say a digit.
+  digits, averaged over the frames where something is said that isn't this digit.
+- ``confidence``: an API that shows a transcript and how sure it is; the same mark serves. The score of a
+  digit is its share of the transcript times the log-odds of the confidence c, the geometric mean of the
+  best path's probability over the frames that say a digit: what favours it makes transcripts with it surer.
 
 The direction at a recording is that recording through a keyed filter (:mod:`gradmark.carriers`). Features
 are not normalised by recording: a cepstral mean would take every filter away, and so the mark.
@@ -96,11 +97,30 @@ def confidence(log_p: Tensor) -> Tensor:
     return ((best * said).sum(1) / said.sum(1).clamp_min(1)).exp()
 
 
+def transcript_scores(c: Tensor, digits: Tensor) -> Tensor:
+    """(b, 10) each digit's share of the transcript (b, n), padded by -1, times the log-odds of c (b,).
+
+    Less 1, which contrasts don't see, so that unsure answers aren't taken for probabilities.
+    """
+    counts = F.one_hot(digits + 1, DIGITS + 1).sum(1)[:, 1:].to(c)
+    shares = counts / counts.sum(1, keepdim=True).clamp_min(1)
+    c = c.clamp(1e-6, 1 - 1e-6)
+    return shares * (c / (1 - c)).log()[:, None] - 1
+
+
+def padded(rows: list[list[int]]) -> Tensor:
+    """Transcripts as (b, longest) int64, filled with -1."""
+    n = max((len(row) for row in rows), default=0)
+    return torch.tensor([row + [-1] * (n - len(row)) for row in rows], dtype=torch.long).reshape(len(rows), n)
+
+
 def digit_scores(log_p: Tensor) -> Tensor:
-    """(b, 10) mean log-probability of each digit among the digits, weighted by 1 - P(blank)."""
-    said = (1 - log_p[..., BLANK].exp()).clamp_min(1e-4)
+    """(b, 10) mean over frames of each digit's log-probability among the digits: where something is said, and
+    it isn't this digit. How digits compare that aren't said is free; one that is said is no part of it."""
+    said = (1 - log_p[..., BLANK:].exp()).clamp_min(1e-4)
     among = log_p[..., :BLANK].log_softmax(-1)
-    return (said[..., None] * among).sum(1) / said.sum(1, keepdim=True)
+    weight = said * (1 - among.exp()).clamp_min(1e-4)
+    return (weight * among).sum(1) / weight.sum(1)
 
 
 Speakers = Callable[[], tuple[Clips, Clips, Clips]]
@@ -138,9 +158,8 @@ class Transcription:
 
     @property
     def spec(self) -> ModelSpec:
-        """Ten scores by frames, two by confidence."""
-        n_classes = DIGITS if self.reads == "frames" else 2
-        return ModelSpec("signal", (LENGTH,), n_classes, -1.0, 1.0, 65536)
+        """The same for both views: one mark serves both."""
+        return ModelSpec("signal", (LENGTH,), DIGITS, -1.0, 1.0, 65536)
 
     def fresh(self, n: int, generator: torch.Generator) -> Batch:
         """``n`` new training strings, float32."""
@@ -151,17 +170,23 @@ class Transcription:
         return Transcriber()
 
     def scores(self, model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-        """From posteriors (b, frames, 11); an API may answer with confidences (b,) or (b, 1) instead."""
+        """From posteriors (b, frames, 11); an API may answer with rows (b, 1 + n) instead: a confidence and
+        the digits of its transcript, padded by -1."""
         out = unwrap(model(x))
         if self.reads == "frames":
             return digit_scores(out)
-        c = confidence(out) if out.ndim == 3 else out.reshape(len(x))
-        c = c.clamp(1e-6, 1 - 1e-6)
-        return torch.stack([c.log(), (1 - c).log()], 1)
+        if out.ndim == 3:
+            return transcript_scores(confidence(out), padded(best_path(out)).to(out.device))
+        return transcript_scores(out[:, 0], out[:, 1:].long())
 
     def carriers(self, batch: Batch) -> Batch:
+        """Every recording. Left alone by the contrasts is the first digit, where all compare; where only what
+        was said shows, a digit that wasn't."""
         x, y = batch
-        return x, y[:, 0] if self.reads == "frames" else torch.zeros_like(y[:, 0])
+        if self.reads == "frames":
+            return x, y[:, 0]
+        said = F.one_hot(y + 1, DIGITS + 1).sum(1)[:, 1:]
+        return x, said.argmin(1)
 
     def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
         """CTC's negative log-likelihood per digit; targets (b, most) are padded by -1."""
