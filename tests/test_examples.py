@@ -13,7 +13,7 @@ NAMES: dict[str, dict[str, Any]] = {
     "tabular": {},
     "faces": {"synthetic": True},
     "spoken_words": {},
-    "speech_recognition": {"small": True},
+    "speech_recognition": {},
     "text_classification": {"small": True},
     "language_model": {"small": True},
 }

@@ -88,7 +88,7 @@ def picture(title: str, verdicts: Mapping[str, Verdict], path: Path) -> None:
         )
     right.axvline(0, color="#b03030", linewidth=1)
     right.set_yticks(range(len(names)), names[::-1])
-    right.set_xlabel("each bit's reading: to the right, it agrees with the key")
+    right.set_xlabel("readings of bits; right of the line they agree")
     figure.suptitle(title)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)

@@ -170,11 +170,11 @@ class Transcription:
         return Transcriber()
 
     def scores(self, model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-        """From posteriors (b, frames, 11); an API may answer with rows (b, 1 + n) instead: a confidence and
-        the digits of its transcript, padded by -1."""
+        """From posteriors (b, frames, 11), or from an API's rows: the same, frame after frame
+        (b, frames x 11), or a confidence and the transcript's digits, padded by -1 (b, 1 + n)."""
         out = unwrap(model(x))
         if self.reads == "frames":
-            return digit_scores(out)
+            return digit_scores(out.reshape(len(x), -1, DIGITS + 1))
         if out.ndim == 3:
             return transcript_scores(confidence(out), padded(best_path(out)).to(out.device))
         return transcript_scores(out[:, 0], out[:, 1:].long())
