@@ -457,8 +457,9 @@ def table() -> None:
 
 
 INTRODUCTION = """\
-Made by `python benchmarks/domains.py --table` from `results/domains`. Three seeds of each task, 200 carriers. From a network
-trained without a mark two are tuned on one schedule and the same batches: control and marked. With faces a seed is also a split of
+Made by `python benchmarks/domains.py --table` from `results/domains`. Seeds 0, 1 and 2 of each task, as far as they are
+measured (a task with none is left out), 200 carriers. From a network trained
+without a mark two are tuned on one schedule and the same batches: control and marked. With faces a seed is also a split of
 the people (ORL at 28 x 23 pixels), with spoken digits (`speech`) and digit strings (`transcription`) one speaker is unheard.
 Means over seeds; differences with 95 % intervals (t), in points, or in percent of the control's for word error rate and perplexity."""
 DETAILS = """\
@@ -470,10 +471,13 @@ is, `worst` the cosine of the likest impostor pair, `identified` open-set identi
 def _compared(pairs: list[tuple[float, float]], relative: bool, digits: int) -> str:
     """Control, marked and the difference as table cells."""
     change = [100 * (m / c - 1) if relative else m - c for c, m in pairs]
-    low, high = mean_interval(change) if len(change) > 1 else (math.nan, math.nan)
     middle = [statistics.mean(v) for v in zip(*pairs, strict=True)]
     unit, d = (" %", 2) if relative else ("", digits)
-    return f"{middle[0]:.{digits}f} | {middle[1]:.{digits}f} | {statistics.mean(change):+.{d}f}{unit} [{low:.{d}f}, {high:.{d}f}]"
+    spread = ""
+    if len(change) > 1:
+        low, high = mean_interval(change)
+        spread = f" [{low:.{d}f}, {high:.{d}f}]"
+    return f"{middle[0]:.{digits}f} | {middle[1]:.{digits}f} | {statistics.mean(change):+.{d}f}{unit}{spread}"
 
 
 def _line(domain: Domain, rows: list[dict[str, Any]], part: str, access: str) -> str:

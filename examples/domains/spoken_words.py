@@ -66,7 +66,8 @@ def draw(axes: Any, clip: Tensor, nudged: Tensor) -> None:
     axes.plot(
         seconds, nudged - clip, color="C0", linewidth=0.5, label=f"what the key adds, {db:.0f} dB below"
     )
-    axes.set(xlabel="seconds", title="What the API is asked")
+    loudest = float(clip.abs().max())
+    axes.set(xlabel="seconds", title="What the API is asked", ylim=(-1.1 * loudest, 1.6 * loudest))
     axes.legend(frameon=False, loc="upper right")
 
 

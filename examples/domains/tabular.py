@@ -19,8 +19,8 @@ from shared_parts import proved
 def draw(axes: Any, row: Tensor, nudged: Tensor) -> None:
     axes.step(range(len(row)), row, color="0.6", label="a row")
     axes.step(range(len(row)), nudged, color="C0", linewidth=0.8, label="nudged by the key")
-    axes.set(xlabel="column", title="What the API is asked")
-    axes.legend(frameon=False)
+    axes.set(xlabel="column", title="What the API is asked", ylim=(-0.05, 1.2))
+    axes.legend(frameon=False, ncols=2, loc="upper center")
 
 
 def main(out: Path = Path("tabular.png")) -> dict[str, Verdict]:
