@@ -61,7 +61,7 @@ def drawn(fold: int) -> Data:
 def draw(axes: Any, face: Tensor, nudged: Tensor) -> None:
     difference = 0.5 + 3 * (nudged - face)
     axes.imshow(torch.cat([face[0], nudged[0], difference[0]], 1).numpy(), cmap="gray", vmin=0, vmax=1)
-    axes.set(xticks=[], yticks=[], title="A face, nudged by the key, and the difference (x 3)")
+    axes.set(xticks=[], yticks=[], title="A face, nudged, the difference (x 3)")
 
 
 def main(out: Path = Path("faces.png"), *, synthetic: bool = False) -> dict[str, Verdict]:
