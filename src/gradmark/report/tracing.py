@@ -15,6 +15,18 @@ _TONES: dict[str, Tone] = {"named": "owned", "no-evidence": "none", "inconclusiv
 _LABELS = {"named": "Named", "no-evidence": "No evidence", "inconclusive": "Inconclusive"}
 
 
+_WRONG = (
+    ("The list was made to fit", "Licensees were left out or added until the result pleased."),
+    ("The key isn't secret", "Whoever has it can make any licensee's copy."),
+    (
+        "A name was written otherwise",
+        "A licensee's bits hang on the letters of his name when his copy was made.",
+    ),
+    ("Another model was read", "The file or address isn't the one in dispute: compare the fingerprint."),
+    ("More was tried than stated", "Suspects, keys or settings were varied until somebody was named."),
+)
+
+
 def trace_report(found: Trace, *, owner: str, suspect_name: str, data_name: str) -> Report:
     """Question, answer, how it was tested, the picture, the numbers and their limits, how to repeat it."""
     return Report(
@@ -27,6 +39,7 @@ def trace_report(found: Trace, *, owner: str, suspect_name: str, data_name: str)
             Section("All licensees", _PICTURE, figures=(all_licensees(found),)),
             _numbers(found),
             Section("What this does not say", _limits(found)),
+            Section("What would make it wrong", tables=(Table(("If", "That is"), _WRONG),)),
             _reproduce(found),
         ),
         footer=versions(found.version),
@@ -55,7 +68,7 @@ def all_licensees(found: Trace) -> Figure:
             ylabel="log10 p, corrected\n(lower = stronger evidence)",
         )
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-        axes.legend(loc="lower right")
+        axes.legend(loc="center right")
     first = f" The first of the others is at {log10_p[rest[0]]:.1f}." if len(rest) else ""
     alt = (
         f"{found.licensees:,} licensees by rank; {len(named)} are named, "
