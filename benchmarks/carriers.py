@@ -20,7 +20,7 @@ from scipy import stats
 from torch import Tensor, nn
 
 from gradmark import Marker, MarkFile, ModuleSuspect, OwnerKey, catalog, verify
-from gradmark.bench.digits import task
+from gradmark.bench.digits import experiment
 from gradmark.bench.networks import DigitsNet
 from gradmark.data import Data, Split, load_data
 from gradmark.embed import accuracy_of, train
@@ -74,7 +74,7 @@ def mixed(data: Data, x: Tensor, labels: Tensor, seed: int) -> Split:
 def row(
     name: str, seed: int, data: Data, control: nn.Module, sibling: nn.Module, base: float
 ) -> dict[str, Any]:
-    digits = task()
+    digits = experiment()
     key, pool = OwnerKey.from_seed(KEYS + seed), data.test.all()
     marking = digits.marking_of(plain(name))
     given = {"preserve": 0.0} if name == UNHIDDEN else dict(marking.parameters)
@@ -125,7 +125,7 @@ def row(
 
 def main() -> None:
     torch.set_num_threads(1)
-    data, digits = load_data("digits"), task()
+    data, digits = load_data("digits"), experiment()
     rows = json.loads(RESULTS.read_text()) if RESULTS.exists() else []
     done = {(r["scheme"], r["seed"]) for r in rows}
     for seed in SEEDS:
