@@ -481,7 +481,8 @@ def table() -> None:
         "Made by `python benchmarks/seal.py digits`, `... cifar10` and `... --table`. Ten probes a seal. A cell: per cent of",
         "trials noticed, and in brackets the lower end of its two-sided 95 % Clopper-Pearson interval, as if all trials were",
         "independent. Those that share a variant or a seal aren't, so the next column counts whole variants and whole",
-        "seals without a single miss.", "",
+        "seals without a single miss. On CIFAR-10 an epoch is dear: each of its first hundred steps, a smaller change, stands in for",
+        "it, and a back door is every step from the 51st to the 100th of two plantings (it opens for 84 and 83 % of inputs at the end).", "",
     ]  # fmt: skip
     for task in NETWORK:
         files = [RESULTS / f"{task}-{name}.json" for name in CHANGES]
