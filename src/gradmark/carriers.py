@@ -53,14 +53,10 @@ class Directions(Protocol):
 
 
 @dataclass(frozen=True)
-class FilterDirections:
-    """Inputs filtered by keyed kernels (groups, K, channels, channels, *taps), then scaled."""
+class _KernelDirections:
+    """Inputs passed through keyed kernels (groups, K, ...)."""
 
     kernels: Tensor
-    step: float
-    scale: float
-    relative: bool
-    """Amplitude relative to each input's own (signals) instead of ``scale`` (images)."""
 
     @property
     def groups(self) -> int:
@@ -71,11 +67,24 @@ class FilterDirections:
         return self.kernels.shape[1]
 
     def one(self, x: Tensor, group: Tensor, index: Tensor) -> Tensor:
-        kernels = self.kernels.to(x.device, x.dtype)[group, index][:, None]
-        return self._filter(x, kernels)[:, 0]
+        return self._filter(x, self.kernels.to(x.device, x.dtype)[group, index][:, None])[:, 0]
 
     def all(self, x: Tensor, group: Tensor) -> Tensor:
         return self._filter(x, self.kernels.to(x.device, x.dtype)[group])
+
+    def _filter(self, x: Tensor, kernels: Tensor) -> Tensor:
+        """x (b, *shape), kernels (b, K, ...) -> (b, K, *shape)."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class FilterDirections(_KernelDirections):
+    """Inputs filtered by keyed kernels (groups, K, channels, channels, *taps), then scaled."""
+
+    step: float
+    scale: float
+    relative: bool
+    """Amplitude relative to each input's own (signals) instead of ``scale`` (images)."""
 
     def _filter(self, x: Tensor, kernels: Tensor) -> Tensor:
         """x (b, *shape), kernels (b, K, channels, channels, *taps) -> (b, K, *shape)."""
@@ -102,29 +111,14 @@ class FilterDirections:
 
 
 @dataclass(frozen=True)
-class EqualiserDirections:
+class EqualiserDirections(_KernelDirections):
     """Signals through keyed equalisers: symmetric kernels (groups, K, taps), so that no frequency is delayed.
 
     ``x + one(x)`` has each frequency's gain changed by ``step`` times a keyed curve of unit root mean square:
     a step of .1 is less than a decibel up or down, and silence stays silent.
     """
 
-    kernels: Tensor
     step: float
-
-    @property
-    def groups(self) -> int:
-        return self.kernels.shape[0]
-
-    @property
-    def n(self) -> int:
-        return self.kernels.shape[1]
-
-    def one(self, x: Tensor, group: Tensor, index: Tensor) -> Tensor:
-        return self._filter(x, self.kernels.to(x.device, x.dtype)[group, index][:, None])[:, 0]
-
-    def all(self, x: Tensor, group: Tensor) -> Tensor:
-        return self._filter(x, self.kernels.to(x.device, x.dtype)[group])
 
     def _filter(self, x: Tensor, kernels: Tensor) -> Tensor:
         """x (b, *shape), kernels (b, K, taps) -> (b, K, *shape); all channels alike."""
