@@ -1,9 +1,10 @@
 """What the robustness benchmark shows: from its cells to one page.
 
     gradmark bench benchmarks/suites/digits.toml --out bench-out        (and the other suites there)
-    python benchmarks/robustness.py bench-out
+    python benchmarks/robustness.py bench-out ...
 
-Writes results/robustness/cells.json (every cell, without what a summary doesn't need) and ROBUSTNESS.md:
+Writes results/robustness/cells.json (every cell, without what a summary doesn't need; networks that the folders don't
+have keep the cells that they had) and ROBUSTNESS.md:
 per task what an embedding cost, every attack by every scheme, the cells that fall short, queries, and whether strangers'
 p-values on attacked networks are uniform. Without an argument the page is made again from the committed cells.
 """
@@ -36,6 +37,15 @@ def collect(out: Path) -> list[Cell]:
         for cell in json.loads(path.read_text()):
             rows.append({k: _short(cell[k]) for k in KEPT if k in cell})
     return rows
+
+
+def network(cell: Cell) -> tuple[Any, ...]:
+    """Which marked network it is about: a network's cells are replaced together."""
+    return cell["task"], cell["scheme"], cell["seed"]
+
+
+def _place(cell: Cell) -> tuple[Any, ...]:
+    return cell["task"], cell["scheme"], cell["attack"], cell["seed"], cell["access"]
 
 
 def _short(value: Any) -> Any:
@@ -79,6 +89,7 @@ def _task(task: str, cells: list[Cell]) -> Iterator[str]:
     for access in ("white", "black"):
         yield from _attacks(access, [c for c in cells if c["access"] == access], schemes)
     yield from _shortfalls(cells, schemes)
+    yield from _beside(cells, "ensemble", "gradsigns")
 
 
 def _flag(cells: list[Cell], scheme: str) -> bool:
@@ -134,6 +145,34 @@ def _shortfalls(cells: list[Cell], schemes: list[str]) -> Iterator[str]:
     )
 
 
+def _beside(cells: list[Cell], ours: str, theirs: str) -> Iterator[str]:
+    """Cell by cell, where both were read on the same seed: how often ours is as strong, and the exceptions."""
+    pairs: dict[tuple[Any, ...], dict[str, Cell]] = {}
+    for c in cells:
+        pairs.setdefault((c["attack"], c["access"], c["seed"]), {})[c["scheme"]] = c
+    both = {k: v for k, v in pairs.items() if ours in v and theirs in v}
+    if not both:
+        return
+    weaker = {k: v for k, v in both.items() if v[ours]["log10_p"] > v[theirs]["log10_p"]}
+    asked = [v for (_, access, _), v in both.items() if access == "black"]
+    rate = {
+        s: np.median([v[s]["log10_p"] / v[s]["queries"] for v in asked if v[s]["queries"]])
+        for s in (ours, theirs)
+    }
+    yield f"### Beside {theirs}, cell by cell\n"
+    yield (
+        f"{len(both)} cells of the same attack, access and seed (the same thief, of networks marked by one scheme each): {ours} is at least as strong in "
+        f"{len(both) - len(weaker)}. Black-box, log10 p per query, median: {ours} {rate[ours]:.4f}, {theirs} {rate[theirs]:.4f}.\n"
+    )
+    if weaker:
+        rows = [
+            (a, w, n, *(f"{v[s]['log10_p']:.1f}, {v[s]['stealing_loss']:+.1f}" for s in (ours, theirs)))
+            for (a, w, n), v in sorted(weaker.items())
+        ]
+        yield "The others, with the thief's loss:\n"
+        yield from _table(("attack", "access", "seed", ours, theirs), rows)
+
+
 def _strangers(cells: list[Cell]) -> Iterator[str]:
     yield "## Strangers' keys on attacked networks\n"
     yield (
@@ -173,11 +212,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("out", nargs="?", type=Path, help="a benchmark's folder, to take its cells")
+    parser.add_argument("out", nargs="*", type=Path, help="benchmarks' folders, to take their cells")
     args = parser.parse_args()
-    if args.out is not None:
+    if args.out:
         CELLS.parent.mkdir(parents=True, exist_ok=True)
-        cells = collect(args.out)
+        fresh = [cell for out in args.out for cell in collect(out)]
+        known = json.loads(CELLS.read_text()) if CELLS.exists() else []
+        made = {network(cell) for cell in fresh}
+        cells = sorted(fresh + [cell for cell in known if network(cell) not in made], key=_place)
         CELLS.write_text("[\n" + ",\n".join(json.dumps(c) for c in cells) + "\n]\n")
     PAGE.write_text("\n".join(page(json.loads(CELLS.read_text()))))
 
