@@ -7,6 +7,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import stat
 import subprocess
 import sys
@@ -164,7 +165,7 @@ def test_the_readmes_commands(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
     lines = [
         line for block in blocks(root, "sh") for line in block.splitlines() if line.startswith("gradmark ")
     ]
-    assert len(lines) == 5
+    assert len(lines) == 10
     env: dict[str, str | None] = {"GRADMARK_PASSPHRASE": "x"}
 
     def run(line: str) -> None:
@@ -183,8 +184,15 @@ def test_the_readmes_commands(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
     run(lines[3])
     assert (tmp_path / "verdict.html").stat().st_size > 10_000
     suspect = ModuleSuspect(model)
+    run(lines[5])
     with serve(lambda x: suspect.query(torch.from_numpy(x)).softmax(1).numpy()) as url:
-        assert "http://127.0.0.1:8000/predict" in lines[4]
-        run(lines[4].replace("http://127.0.0.1:8000/predict", url))
+        for line in (lines[4], lines[6]):
+            assert "http://127.0.0.1:8000/predict" in line
+            run(line.replace("http://127.0.0.1:8000/predict", url))
+    run(lines[7])
+    shutil.copy(tmp_path / "copies" / "globex" / "model.safetensors", tmp_path / "leaked.safetensors")
+    (tmp_path / "all.txt").write_text("Initech Ltd\nglobex\n")
+    run(lines[8])
+    run(lines[9])
     run_json = json.loads((tmp_path / "signed" / "run.json").read_text())
     assert run_json["verdict"]["log10_p"] < -12
