@@ -22,9 +22,10 @@ from gradmark.embed import Marker
 from gradmark.errors import AttackError, ModelError
 from gradmark.keys import OwnerKey
 from gradmark.neurons import observe
-from gradmark.protocols import Thief
+from gradmark.protocols import Batch, Thief
 from gradmark.suspects import ModuleSuspect
 from gradmark.thief import fit, label_loss, logits
+from gradmark.views import Classification, View
 
 NAMES = [
     "ftll", "rtll", "rtal", "fine-prune", "smooth", "regularize", "adversarial", "lora", "overwrite",
@@ -244,6 +245,19 @@ def test_lora_updates_have_low_rank_and_leave_norms() -> None:
         assert float(values[2]) < 1e-3 * float(values[0]) + 1e-6
     assert changed(tuned, victim()) == {"0.weight", "5.weight", "8.weight"}
     assert [type(m) for m in tuned.modules()] == [type(m) for m in victim().modules()]
+
+
+class Regression(Classification):
+    def loss(self, model: nn.Module, batch: Batch, smoothing: float = 0.0) -> Tensor:
+        return F.mse_loss(model(batch[0]), batch[1])
+
+
+@pytest.mark.parametrize("name", ["lora", "finetune", "rtal"])
+def test_a_task_of_another_kind_is_trained_by_its_own_loss(name: str) -> None:
+    x, _ = inputs("vector", 100, seed=0)
+    own = Thief(SPECS["vector"], x, torch.rand(100, 10, generator=rng()), batch_size=50)
+    target = View(Regression("sums", lambda: None, lambda: None), network("vector"))  # type: ignore[arg-type, return-value]
+    assert changed(catalog.attack(name, {"epochs": 1}).run(target, own, rng()), target)
 
 
 def test_lora_names_what_it_lacks(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,6 +171,7 @@ def test_passing_failures_are_retried(failure: Answer) -> None:
         (format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0, 0),
         ("soon", 0, 30),
     ],
+    ids=["seconds", "too many", "a day ahead", "a day ago", "nonsense"],  # the same in every process
 )
 def test_retry_after_is_obeyed_up_to_a_minute(value: str, low: float, high: float) -> None:
     with running(status(429, Retry_After=value)) as (url, _), asking(url) as (suspect, pauses):

@@ -13,7 +13,7 @@ from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from gradmark.errors import AttackError
 from gradmark.protocols import Thief
-from gradmark.thief import fit
+from gradmark.thief import fit, label_loss
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,8 @@ class LoRA:
             adapted: Any = get_peft_model(holder, config)
         updates = [p for p in holder.parameters() if p.requires_grad]
         lr = self.lr_factor * thief.lr
-        fit(holder, thief, generator, epochs=self.epochs, lr=lr, weights=updates, weight_decay=0.0)
+        fit(holder, thief, generator, epochs=self.epochs, lr=lr, weights=updates, weight_decay=0.0,
+            loss=lambda _, x, labels: label_loss(holder[0], x, labels))  # fmt: skip
         plain: nn.Module = adapted.merge_and_unload()[0]
         for name, p in plain.named_parameters():
             p.requires_grad_(before[name])
