@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from gradmark.data import Data
 from gradmark.protocols import ModelSpec
 
 
@@ -81,3 +82,9 @@ def embedded(table: Tensor, x: Tensor) -> Tensor:
     """(n, T, E): rows of ``table`` (V, E) for numbers (n, T); zeros for padding."""
     known = (x < len(table))[..., None]
     return table[x.long().clamp_max(len(table) - 1)] * known
+
+
+def written_with(table: Tensor, plain: Data) -> Data:
+    """The data of token numbers, described as a network takes it that is given rows of ``table`` (V, E)."""
+    spec = ModelSpec("text", (*plain.spec.input_shape, table.shape[1]), plain.spec.n_classes)
+    return Data(plain.train, plain.test, spec)

@@ -7,7 +7,8 @@ API it makes a black box (:class:`Asked`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, ClassVar
@@ -134,14 +135,23 @@ class Classification:
         return Utility(100 * right / n, n)
 
 
+@contextmanager
+def judging(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode and no gradients; the model's mode is as it was afterwards."""
+    training = model.training
+    try:
+        with torch.no_grad():
+            model.eval()
+            yield
+    finally:
+        model.train(training)
+
+
 def accuracy_of(model: nn.Module, data: Split, batch: int = 512) -> tuple[int, int]:
     """Inputs classified rightly, and inputs in all."""
-    training = model.training
-    model.eval()
     right = 0
-    with torch.no_grad():
+    with judging(model):
         for s in range(0, len(data), batch):
             x, labels = data.batch(slice(s, s + batch))
             right += int((unwrap(model(x)).argmax(1) == labels).sum())
-    model.train(training)
     return right, len(data)

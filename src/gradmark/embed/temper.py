@@ -18,6 +18,7 @@ from gradmark.data import Split
 from gradmark.embed.heads import output_layer
 from gradmark.errors import ModelError
 from gradmark.suspects import ModuleSuspect
+from gradmark.views import judging
 
 INPUTS = 5000
 _RANGE = 1e-3, 1e4  # of the factor
@@ -56,11 +57,8 @@ def _confidence(scores: Tensor, factor: float) -> float:
 
 def _last_layer(model: nn.Module, x: Tensor) -> Any:
     """The layer whose output is the model's, and linear in its weight."""
-    training = model.training
-    try:
-        layer = output_layer(model.eval(), x)
-    finally:
-        model.train(training)
+    with judging(model):
+        layer = output_layer(model, x)
     if layer is None:
         raise ModelError(
             "The temperature has no layer to go into",

@@ -24,6 +24,7 @@ from gradmark.data import Data, Split, shared
 from gradmark.errors import DataError
 from gradmark.files import read_arrays
 from gradmark.protocols import Batch, ModelSpec, Utility
+from gradmark.views import judging
 
 PEOPLE, KNOWN, GALLERY = 40, 30, 10
 SHRINK = 4
@@ -164,13 +165,11 @@ class Faces:
     def utility(self, model: nn.Module) -> Utility:
         """On pairs of faces of unseen people: 100 times the area under the ROC curve, and what else is asked
         of face recognition (:func:`judged`)."""
-        test, training = self.data().test, model.training
+        test = self.data().test
         half = len(test) // 2
         x, people = test.batch(slice(0, half))
-        model.eval()
-        with torch.no_grad():
+        with judging(model):
             points, enrolled = F.normalize(model(x)), F.normalize(model(self.gallery()))
-        model.train(training)
         details = judged(points, people, enrolled)
         return Utility(100 * details["auc"], half * (half - 1) // 2, details)
 

@@ -20,9 +20,10 @@ from torch import Tensor, nn
 
 from gradmark.data import Data, Split, shared
 from gradmark.errors import UsageError
-from gradmark.protocols import Batch, ModelSpec, Utility
+from gradmark.protocols import Batch, Utility
 from gradmark.suspects.checks import unwrap
-from gradmark.text import Vocabulary, embedded, longest, prefixes, windows
+from gradmark.text import Vocabulary, embedded, longest, prefixes, windows, written_with
+from gradmark.views import judging
 
 LENGTH = 32
 
@@ -134,15 +135,12 @@ class Language:
     def utility(self, model: nn.Module) -> Utility:
         """Next tokens guessed rightly, in percent, and the perplexity, a token."""
         data, right, loss = self.data().test, 0, 0.0
-        training = model.training
-        model.eval()
-        with torch.no_grad():
+        with judging(model):
             for s in range(0, len(data), 256):
                 x, y = data.batch(slice(s, s + 256))
                 scores = unwrap(model(x)).flatten(0, 1)
                 right += int((scores.argmax(1) == y.flatten()).sum())
                 loss += float(F.cross_entropy(scores, y.flatten(), reduction="sum"))
-        model.train(training)
         n = data.y.numel()
         return Utility(100 * right / n, n, {"perplexity": math.exp(loss / n)})
 
@@ -160,9 +158,7 @@ class EmbeddedLanguage(Language):
     name: ClassVar[str] = "language-embedded"
 
     def data(self) -> Data:
-        plain = self.load()[1]
-        spec = ModelSpec("text", (*plain.spec.input_shape, self.table.shape[1]), plain.spec.n_classes)
-        return Data(plain.train, plain.test, spec)
+        return written_with(self.table, self.load()[1])
 
     def scores(self, model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         """Mean over positions of the logits: contrasts of what comes next, anywhere in the text."""

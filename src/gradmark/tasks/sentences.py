@@ -19,9 +19,9 @@ from torch import Tensor, nn
 
 from gradmark.data import Data, Split, shared
 from gradmark.errors import UsageError
-from gradmark.protocols import Batch, ModelSpec, Utility
+from gradmark.protocols import Batch, Utility
 from gradmark.suspects.checks import unwrap
-from gradmark.text import Vocabulary, embedded
+from gradmark.text import Vocabulary, embedded, written_with
 from gradmark.views import accuracy_of
 
 LENGTH = 40
@@ -133,9 +133,7 @@ class EmbeddedSentences(Sentences):
     name: ClassVar[str] = "sentences-embedded"
 
     def data(self) -> Data:
-        plain = self.load()[1]
-        spec = ModelSpec("text", (*plain.spec.input_shape, self.table.shape[1]), plain.spec.n_classes)
-        return Data(plain.train, plain.test, spec)
+        return written_with(self.table, self.load()[1])
 
     def carriers(self, batch: Batch) -> Batch:
         x, y = batch

@@ -8,7 +8,7 @@ voice is. The API is one of class scores.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
@@ -83,9 +83,8 @@ class Speech(Classification):
         return super().data() if self.unseen is None else by_speaker(self.unseen)[0]
 
     def utility(self, model: nn.Module) -> Utility:
-        right, n = accuracy_of(model, self.data().test)
-        details = {}
-        if self.unseen is not None:
-            strange, of = accuracy_of(model, by_speaker(self.unseen)[1])
-            details["unseen speaker"] = strange / of
-        return Utility(100 * right / n, n, details)
+        worth = super().utility(model)
+        if self.unseen is None:
+            return worth
+        right, n = accuracy_of(model, by_speaker(self.unseen)[1])
+        return replace(worth, details={"unseen speaker": right / n})

@@ -30,6 +30,7 @@ from gradmark.errors import UsageError
 from gradmark.protocols import Batch, ModelSpec, Utility
 from gradmark.suspects.checks import unwrap
 from gradmark.transcripts import edit_distance
+from gradmark.views import judging
 from gradmark.voices import RATE, Clips, joined, recorded
 
 LENGTH = 14_000  # samples: 1.75 s
@@ -123,17 +124,17 @@ def digit_scores(log_p: Tensor) -> Tensor:
     return (weight * among).sum(1) / weight.sum(1)
 
 
+SPEC = ModelSpec("signal", (LENGTH,), DIGITS, -1.0, 1.0, 65536)
 Speakers = Callable[[], tuple[Clips, Clips, Clips]]
 
 
 @lru_cache(maxsize=4)
 def strings(clips: Speakers, n_train: int, n_test: int, unseen: bool) -> Data:
     """Fixed strings for reading and testing; :meth:`Transcription.fresh` makes others to train on."""
-    spec = ModelSpec("signal", (LENGTH,), DIGITS, -1.0, 1.0, 65536)
     known, test, strange = clips()
     train = joined(known, n_train, LENGTH, torch.Generator().manual_seed(1))
     tested = joined(strange if unseen else test, n_test, LENGTH, torch.Generator().manual_seed(2))
-    return Data(Split(*train, spec), Split(*tested, spec), spec)
+    return Data(Split(*train, SPEC), Split(*tested, SPEC), SPEC)
 
 
 @dataclass(frozen=True)
@@ -150,16 +151,12 @@ class Transcription:
     name: ClassVar[str] = "transcription"
 
     def data(self) -> Data:
-        found = strings(self.clips, self.n_train, self.n_test, self.unseen)
-        spec = self.spec
-        return Data(
-            Split(found.to_train().x, found.to_train().y, spec), Split(found.test.x, found.test.y, spec), spec
-        )
+        return strings(self.clips, self.n_train, self.n_test, self.unseen)
 
     @property
     def spec(self) -> ModelSpec:
         """The same for both views: one mark serves both."""
-        return ModelSpec("signal", (LENGTH,), DIGITS, -1.0, 1.0, 65536)
+        return SPEC
 
     def fresh(self, n: int, generator: torch.Generator) -> Batch:
         """``n`` new training strings, float32."""
@@ -200,13 +197,10 @@ class Transcription:
     def utility(self, model: nn.Module) -> Utility:
         """100 less the word error rate in percent, and the latter itself; a word is a digit."""
         data, wrong, n = self.data().test, 0, 0
-        training = model.training
-        model.eval()
-        with torch.no_grad():
+        with judging(model):
             for s in range(0, len(data), 256):
                 x, y = data.batch(slice(s, s + 256))
                 for said, wanted in zip(best_path(unwrap(model(x))), y.tolist(), strict=True):
                     right = [d for d in wanted if d >= 0]
                     wrong, n = wrong + edit_distance(said, right), n + len(right)
-        model.train(training)
         return Utility(100 * max(0.0, 1 - wrong / n), n, {"word_error_rate": 100 * wrong / n})
