@@ -16,6 +16,7 @@ import typer
 from gradmark.errors import UsageError
 from gradmark.terminal import (
     CODES,
+    Device,
     Json,
     Key,
     Passphrase,
@@ -113,6 +114,7 @@ def embed(
         float | None, typer.Option(help="Reading, in logits, at which an input counts as marked.")
     ] = None,
     method: Annotated[str, typer.Option(help="auto, exact or central-difference.")] = "auto",
+    device: Device = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     export_triggers: Annotated[
         Path | None, typer.Option(help="Train nothing: write triggers to mix into any training, .npz.")
@@ -137,7 +139,7 @@ def embed(
     job = EmbedJob(
         task_or(task, model, "--model"), task_or(task, data, "--data"), key_of(key, passphrase_file), out,
         weights, scheme, bits, settings(set_ or []), target_p, budget, epochs, lr, batch_size, optimizer,
-        augment, strength, margin, smoothing, calibrate, method, seed, resume, task,
+        augment, strength, margin, smoothing, calibrate, method, seed, resume, device, task,
     )  # fmt: skip
     done = run_embed(job, err())
     return show(CODES[done.verdict.outcome], as_json, done.to_json(), *embedded(done))

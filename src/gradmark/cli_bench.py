@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gradmark.terminal import Data, Json, Seed, command, err, show
+from gradmark.terminal import Data, Device, Json, Seed, command, err, show
 
 
 @command("gradmark bench digits-quick --out bench-out --jobs 2")
@@ -29,12 +29,13 @@ def bench(
         str | None, typer.Option(help="Pattern of attack labels, or of task/scheme/label-seed.")
     ] = None,
     seed: Annotated[int, typer.Option(help="Added to each of the suite's seeds.", min=0)] = 0,
+    device: Device = "cpu",
     as_json: Json = False,
 ) -> int:
     """Measure schemes against attacks: networks, cells, a table and pictures; goes on where it stopped."""
     from gradmark.commands.bench import BenchJob, run_bench
 
-    done = run_bench(BenchJob(suite, out, not resume, ray, jobs, only, seed), err())
+    done = run_bench(BenchJob(suite, out, not resume, ray, jobs, only, seed, device), err())
     return show(0, as_json, done.to_json(), *done.shown())
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from gradmark.terminal import FAILED, Data, Json, Seed, command, settings, show
+from gradmark.terminal import FAILED, Data, Device, Json, Seed, command, settings, show
 
 
 @command("gradmark preflight --model nets:resnet20 --data cifar.npz --precision bfloat16 --compile")
@@ -20,7 +20,7 @@ def preflight(
         list[str] | None, typer.Option("--set", help="NAME=VALUE: an option of the scheme.")
     ] = None,
     method: Annotated[str, typer.Option(help="auto, exact or central-difference.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1 or mps.")] = "cpu",
+    device: Device = "cpu",
     precision: Annotated[str, typer.Option(help="float32, bfloat16 or float16 autocast.")] = "float32",
     compile_: Annotated[bool, typer.Option("--compile", help="As torch.compile leaves the model.")] = False,
     seed: Seed = 0,

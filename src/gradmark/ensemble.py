@@ -124,7 +124,7 @@ class Ensemble:
             given = {"told": told} if told is not None and hasattr(scheme, "signed") else {}
             signed, index = scheme.probe(part, model, batch, generator, method, **given)
             real = index < len(part.bits)
-            numbers.append(torch.where(real, index + first, total).reshape(-1, 1))
+            numbers.append(torch.where(real, index + first, total).reshape(-1, 1).to(signed.device))
             values.append(signed.reshape(-1, 1) / getattr(scheme, "margin", 1.0))
         # Parts weigh the same in the penalty's mean, however many numbers each of them reads.
         most = max(len(v) for v in values)

@@ -47,6 +47,7 @@ Task = Annotated[
     str | None,
     typer.Option("--task", help="tabular, faces, ... or MODULE:FACTORY: data, network and scores."),
 ]
+Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 or mps.")]
 Passphrase = Annotated[
     Path | None,
     typer.Option(

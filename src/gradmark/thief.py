@@ -131,7 +131,7 @@ def rate(step: int, steps: int, warmup: float = 0.0) -> float:
 
 def precision(thief: Thief) -> AbstractContextManager[Any]:
     """The precision in which the thief trains."""
-    return nullcontext() if thief.autocast is None else torch.autocast("cpu", thief.autocast)
+    return nullcontext() if thief.autocast is None else torch.autocast(thief.x.device.type, thief.autocast)
 
 
 def last_layer(model: nn.Module) -> nn.Module:

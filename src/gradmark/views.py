@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gradmark.data import Data, Split
 from gradmark.protocols import Batch, BlackBox, Task, Utility
 from gradmark.suspects import ModuleSuspect
-from gradmark.suspects.checks import check_scores, unwrap
+from gradmark.suspects.checks import check_scores, device_of, unwrap
 
 
 class View(nn.Module):
@@ -137,14 +137,25 @@ class Classification:
 
 @contextmanager
 def judging(model: nn.Module) -> Iterator[None]:
-    """Evaluation mode and no gradients; the model's mode is as it was afterwards."""
-    training = model.training
+    """Evaluation mode, no gradients, and whatever device it lies on: inputs go there, answers come back.
+
+    The model's mode is as it was afterwards.
+    """
+    training, device = model.training, device_of(model)
+    hooks = []
+    if device.type != "cpu":
+        hooks = [
+            model.register_forward_pre_hook(lambda _, x: tuple(part.to(device) for part in x)),
+            model.register_forward_hook(lambda *call: unwrap(call[2]).cpu()),
+        ]
     try:
         with torch.no_grad():
             model.eval()
             yield
     finally:
         model.train(training)
+        for hook in hooks:
+            hook.remove()
 
 
 def accuracy_of(model: nn.Module, data: Split, batch: int = 512) -> tuple[int, int]:

@@ -34,7 +34,7 @@ class DetectProbes:
     name = "detect-probes"
 
     def run(self, model: nn.Module, thief: Thief, generator: torch.Generator) -> nn.Module:
-        x = thief.x.flatten(1).float()
+        x = thief.x.flatten(1).float().cpu()  # the memory is kept there
         nearest = _nearest(x, torch.randperm(len(x), generator=generator)[:_ROWS])
         if not len(nearest):
             raise AttackError("The thief's inputs are all the same", fix="give the thief more of them")

@@ -33,7 +33,7 @@ class Overwrite:
         marker = thief.marker(int(torch.randint(2**31, (), generator=generator)))
 
         def loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
-            with torch.autocast("cpu", enabled=False):  # a mark is small beside bfloat16's rounding
+            with torch.autocast(x.device.type, enabled=False):  # a mark is small beside bfloat16's rounding
                 penalty: Tensor = marker.penalty(model, (x, labels))
             return label_loss(model, x, labels) + self.weight * penalty
 

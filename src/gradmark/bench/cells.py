@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from gradmark.files import atomic_write
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, TestName, Thief, Verdict
 from gradmark.suspects import ModuleSuspect, file_digest
-from gradmark.suspects.checks import brief
+from gradmark.suspects.checks import brief, device_of
 from gradmark.verify import verify
 from gradmark.views import priced, unviewed, viewed
 
@@ -59,12 +60,15 @@ def finished(unit: Unit, out: Path) -> bool:
     return bool(wanted == got)
 
 
-def run_unit(unit: Unit, out: Path) -> list[dict[str, Any]]:
-    """Attack, read, write the cells; what an attack fails with goes into them as ``error``."""
+def run_unit(unit: Unit, out: Path, device: str = "cpu") -> list[dict[str, Any]]:
+    """Attack, read, write the cells; what an attack fails with goes into them as ``error``.
+
+    ``device``: where networks are trained and asked.
+    """
     experiment, folder = find_experiment(unit.task), out / "networks"
     networks = networks_of(unit)
-    model = obtain(networks["marked"], folder)
-    obtain(networks["control"], folder)
+    model = obtain(networks["marked"], folder, device=device)
+    obtain(networks["control"], folder, device=device)
     before, control = about(networks["marked"], folder), about(networks["control"], folder)
     head: dict[str, Any] = {
         "task": unit.task,
@@ -113,7 +117,10 @@ def _attacked(unit: Unit, experiment: Experiment, model: nn.Module, folder: Path
     task, name = experiment.task, unit.attack.name
     if name == NONE:
         return viewed(task, model)
-    attack, thief = catalog.attack(name, dict(unit.attack.parameters)), thief_of(unit, experiment, folder)
+    attack, thief = (
+        catalog.attack(name, dict(unit.attack.parameters)),
+        thief_of(unit, experiment, folder, device_of(model)),
+    )
     if name.startswith("input-") or name in REWRITES:
         return viewed(task, attack.run(model, thief, generator("attack", unit)).eval())
     seen = viewed(task if unit.attack.query_side else experiment.stolen(), model)
@@ -121,15 +128,23 @@ def _attacked(unit: Unit, experiment: Experiment, model: nn.Module, folder: Path
     return done if unit.attack.query_side else viewed(task, unviewed(done))
 
 
-def thief_of(unit: Unit, experiment: Experiment, folder: Path) -> Thief:
-    """A third of the training inputs, drawn by the seed alone, and all else that the thief may use."""
+def thief_of(unit: Unit, experiment: Experiment, folder: Path, device: torch.device) -> Thief:
+    """A third of the training inputs, drawn by the seed alone, and all else that the thief may use.
+
+    All of it lies on ``device``.
+    """
     data, draw = experiment.data(), torch.Generator().manual_seed(_number("thief", unit.task, unit.seed))
     train, means = data.to_train(), experiment.means
     x, labels = train.batch(
         torch.randperm(len(train), generator=draw)[: int(len(train) * experiment.thief_share)]
     )
 
-    sibling = viewed(experiment.stolen(), obtain(networks_of(unit)["sibling"], folder))
+    x, labels = x.to(device), labels.to(device)
+    own = obtain(networks_of(unit)["sibling"], folder, device=str(device))
+    sibling = viewed(experiment.stolen(), own)
+
+    def new(make: Callable[[], nn.Module]) -> Callable[[], nn.Module]:
+        return lambda: experiment.thiefs(make)().to(device)
 
     def marker(seed: int) -> Marker:
         marking = unit.entry.marking(unit.task)
@@ -137,15 +152,15 @@ def thief_of(unit: Unit, experiment: Experiment, folder: Path) -> Thief:
         scheme = unit.entry.scheme(unit.task)
         if hasattr(scheme, "calibrated"):  # the thief's unmarked network is his own
             seen = ModuleSuspect(viewed(experiment.task, unviewed(sibling)))
-            some = experiment.task.carriers((x[:2000], labels[:2000]))
+            some = experiment.task.carriers((x[:2000].cpu(), labels[:2000].cpu()))
             scheme = scheme.calibrated(key, data.spec, seen, some)
         return Marker(scheme, key, data.spec, seed=seed, **dict(marking.marker))
 
     return Thief(
         data.spec, x, labels,
-        surrogate=experiment.surrogate(data, experiment.surrogates, draw),
+        surrogate=experiment.surrogate(data, experiment.surrogates, draw).to(device),
         sibling=sibling,
-        fresh=experiment.thiefs(experiment.task.network), other=experiment.thiefs(experiment.other),
+        fresh=new(experiment.task.network), other=new(experiment.other),
         marker=marker, augment=means.augmentation(),
         lr=means.lr, optimizer=means.optimizer, batch_size=means.batch_size, autocast=means.autocast,
     )  # fmt: skip

@@ -28,6 +28,7 @@ def run_suite(
     *,
     jobs: int = 1,
     ray: str | None = None,
+    device: str = "cpu",
     only: str | None = None,
     fresh: bool = False,
     moved: Moved = lambda *_: None,
@@ -36,9 +37,9 @@ def run_suite(
     """Do what isn't finished yet; returns how many networks and units there were to do, and in all.
 
     ``fresh``: do finished units again as well; networks stay. ``ray``: the address of a cluster (``local``
-    starts one here) whose workers see ``out`` under the same path. Raises what stops everything: unknown
-    names, missing data, a network of other settings or one that can't be trained. A failing
-    attack doesn't; its cell says so.
+    starts one here) whose workers see ``out`` under the same path. ``device``: where each process
+    computes. Raises what stops everything: unknown names, missing data, a network of other settings or one
+    that can't be trained. A failing attack doesn't; its cell says so.
     """
     out = out.resolve()
     units = suite.units(only)
@@ -48,11 +49,11 @@ def run_suite(
         done = 0
         for wave in waves:
             told = report if jobs == 1 and ray is None else None
-            for name in each(_train, [(wanted, out / "networks", told) for wanted in wave]):
+            for name in each(_train, [(wanted, out / "networks", told, device) for wanted in wave]):
                 done += 1
                 moved("networks", done, total, name)
         todo = [u for u in units if fresh or not finished(u, out)]
-        for i, place in enumerate(each(_attack, [(unit, out) for unit in todo])):
+        for i, place in enumerate(each(_attack, [(unit, out, device) for unit in todo])):
             moved("attacks", i + 1, len(todo), place)
     return {"networks": total, "units": len(todo), "units_in_all": len(units)}
 
@@ -73,10 +74,10 @@ def _there(wanted: Wanted, folder: Path) -> bool:
     return (folder / f"{wanted.name}.safetensors").exists()
 
 
-def _train(job: tuple[Wanted, Path, Report | None]) -> str:
-    wanted, folder, report = job
+def _train(job: tuple[Wanted, Path, Report | None, str]) -> str:
+    wanted, folder, report, device = job
     with one_thread():
-        obtain(wanted, folder, report or _silent)
+        obtain(wanted, folder, report or _silent, device)
     return wanted.name
 
 
@@ -84,23 +85,28 @@ def _silent(_: Progress) -> None:
     """Nobody is told of single steps where several networks train at once."""
 
 
-def _attack(job: tuple[Unit, Path]) -> str:
-    unit, out = job
+def _attack(job: tuple[Unit, Path, str]) -> str:
+    unit, out, device = job
     with one_thread():
-        cells = run_unit(unit, out)
+        cells = run_unit(unit, out, device)
     error = next((cell["error"] for cell in cells if "error" in cell), "")
     return unit.place + (f": {error}" if error else "")
 
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """One thread inside: networks this small gain nothing from more, and numbers repeat everywhere."""
-    before = torch.get_num_threads()
+    """One thread inside: networks this small gain nothing from more, and numbers repeat everywhere.
+
+    And float32 that is float32: an accelerator's readings shouldn't be rounded to ten bits.
+    """
+    before, short = torch.get_num_threads(), torch.backends.cudnn.allow_tf32
     torch.set_num_threads(1)
+    torch.backends.cudnn.allow_tf32 = False
     try:
         yield
     finally:
         torch.set_num_threads(before)
+        torch.backends.cudnn.allow_tf32 = short
 
 
 Each = Callable[[Callable[[Any], str], Sequence[Any]], Iterator[str]]

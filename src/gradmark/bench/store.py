@@ -59,18 +59,21 @@ def owner_key(seed: int) -> OwnerKey:
     return OwnerKey.from_seed(seed, "benchmark")
 
 
-def obtain(wanted: Wanted, folder: Path, report: Report = lambda _: None) -> nn.Module:
-    """The network in eval mode, trained now if it isn't there yet. ResumeError where it is another one."""
+def obtain(wanted: Wanted, folder: Path, report: Report = lambda _: None, device: str = "cpu") -> nn.Module:
+    """The network in eval mode on ``device``, trained there now if it isn't in the folder yet.
+
+    ResumeError where it is another one.
+    """
     path = folder / f"{wanted.name}.safetensors"
     if not path.exists():
-        _make(wanted, folder, path, report)
+        _make(wanted, folder, path, report, device)
     experiment = find_experiment(wanted.task)
     model = experiment.untrained(wanted.seed)
     check(wanted, folder)
     load_weights(model, path)
     if not path.with_suffix(".json").exists():
         _describe(path, model, experiment, {"identity": None, "history": [], "seconds": 0.0})
-    return model.eval()
+    return model.to(device).eval()
 
 
 def about(wanted: Wanted, folder: Path) -> dict[str, Any]:
@@ -80,11 +83,12 @@ def about(wanted: Wanted, folder: Path) -> dict[str, Any]:
     return {**known, "digest": file_digest(path)}
 
 
-def _make(wanted: Wanted, folder: Path, path: Path, report: Report) -> None:
+def _make(wanted: Wanted, folder: Path, path: Path, report: Report, device: str) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     experiment, start, first = find_experiment(wanted.task), time.perf_counter(), wanted.first()
     recipe, seed = _schedule(wanted, experiment)
-    model = experiment.untrained(seed) if first is None else obtain(first, folder, report)
+    model = experiment.untrained(seed) if first is None else obtain(first, folder, report, device)
+    model = model.to(device)
     history: list[dict[str, Any]] = []
     if wanted.kind != "sibling" or first is None:  # a sibling that another owner's base serves as
         checkpoint = folder / f".{wanted.name}.ckpt"

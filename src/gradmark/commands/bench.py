@@ -15,6 +15,7 @@ from gradmark.bench.run import run_suite
 from gradmark.bench.suite import described, find_suite
 from gradmark.bench.table import gather, markdown, sound
 from gradmark.codec import atomic_write
+from gradmark.commands.job import need_device
 from gradmark.commands.progress import Bar
 from gradmark.commands.verify import need_for_reports
 from gradmark.errors import OutputPathError, UsageError
@@ -32,10 +33,12 @@ class BenchJob:
     jobs: int = 1
     only: str | None = None
     seed: int = 0
+    device: str = "cpu"
 
     def __post_init__(self) -> None:
         if self.ray is not None and self.jobs != 1:
             raise UsageError("--ray and --jobs exclude each other")
+        need_device(self.device)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ def run_bench(job: BenchJob, console: Console) -> Benched:
         ) from cause
     with Bar(console) as bar:
         done = run_suite(
-            suite, job.out, jobs=job.jobs, ray=job.ray, only=job.only, fresh=job.fresh,
+            suite, job.out, jobs=job.jobs, ray=job.ray, device=job.device, only=job.only, fresh=job.fresh,
             moved=bar.move, report=bar.train,
         )  # fmt: skip
     cells = gather(job.out)

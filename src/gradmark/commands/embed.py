@@ -62,7 +62,8 @@ def run_embed(job: EmbedJob, console: Console) -> Embedded:
     recipe = job.recipe()
     data, model = fitting(job)
     scheme, task = job.scheme_value(data.spec), job.task_value()
-    few = task.carriers(data.to_train().batch(slice(0, 8)))
+    x, labels = task.carriers(data.to_train().batch(slice(0, 8)))
+    few = x.to(job.device), labels.to(job.device)
     mark = scheme.mark(job.key, data.spec)
     method = choose_method(scheme, mark, viewed(task, model), few, job.method)
     job.marker(scheme, data, method.method)  # this and the next refuse nonsense before the control is trained

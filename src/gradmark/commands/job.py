@@ -60,12 +60,14 @@ class EmbedJob:
     method: str = "auto"
     seed: int = 0
     resume: bool = False
+    device: str = "cpu"
     task: str | None = None
     """Says data, network and scores; ``model`` and ``data`` are empty then."""
 
     def __post_init__(self) -> None:
         if self.task is not None and self.calibrate:
             raise UsageError("--calibrate is for class scores", fix="leave it or --task out")
+        need_device(self.device)
         if self.target_p is not None and not 0 < self.target_p < 1:
             raise UsageError("The target p makes no sense", expected="0 < p < 1", found=str(self.target_p))
 
@@ -120,6 +122,7 @@ class EmbedJob:
             "method": None if self.method == "auto" else self.method,
             "weights": None if self.weights is None else "WEIGHTS.safetensors",
             "task": self.task,
+            "device": None if self.device == "cpu" else self.device,
         }
         found = [f"--{n.replace('_', '-')} {value}" for n, value in given.items() if value is not None]
         if self.smoothing != SMOOTHING:
@@ -127,6 +130,16 @@ class EmbedJob:
         if self.calibrate:
             found.append("--calibrate")
         return [*found, *(shlex.join(("--set", f"{n}={json.dumps(v)}")) for n, v in self.options)]
+
+
+def need_device(name: str) -> None:
+    """UsageError where torch knows no such device or sees none here."""
+    try:
+        torch.empty(1, device=name).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError) as cause:
+        raise UsageError(
+            "There is no such device here", expected="cpu, or cuda or mps where torch sees one", found=name
+        ) from cause
 
 
 def fitting(job: EmbedJob) -> tuple[Data, nn.Module]:
@@ -149,6 +162,7 @@ def fitting(job: EmbedJob) -> tuple[Data, nn.Module]:
             found=f"scores for {width}",
             fix="Give the model's last layer as many outputs as there are classes",
         )
+    model = model.to(job.device)
     if not any(p.requires_grad for p in model.parameters()):
         raise ModelError(f"{job.model} has nothing to train", expected="weights that require a gradient")
     try:
@@ -178,6 +192,7 @@ def identity(job: EmbedJob, recipe: Recipe, scheme: Scheme, data: Data, model: n
         "strength": job.strength,
         "margin": job.margin,
         "method": job.method,
+        "device": job.device,
         "model": job.model,
         "task": job.task,
         "first weights": weights_digest(model),

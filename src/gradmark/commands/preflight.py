@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from gradmark import catalog
-from gradmark.commands.job import EmbedJob, fitting
+from gradmark.commands.job import EmbedJob, fitting, need_device
 from gradmark.embed.surroundings import Preflight, survey
 from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
@@ -42,8 +42,7 @@ class PreflightJob:
             raise UsageError(
                 "No such method", expected="auto, exact or central-difference", found=self.method
             )
-        if self.device.startswith("cuda") and not torch.cuda.is_available():
-            raise UsageError("There is no such device here", found=self.device)
+        need_device(self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = PRECISIONS[self.precision]

@@ -24,7 +24,7 @@ from gradmark.data import Split
 from gradmark.embed.status import MarkStatus
 from gradmark.errors import ModelError, ResumeError, UsageError
 from gradmark.protocols import Batch, Task
-from gradmark.suspects.checks import brief, unwrap
+from gradmark.suspects.checks import brief, device_of, unwrap
 from gradmark.views import classifies, viewed
 
 Augment = Literal["none", "shift", "shift-flip"]
@@ -68,9 +68,10 @@ class Recipe:
         warm = max(1, steps // 10)
         return self.lr * min(1.0, (step + 1) / warm) * 0.5 * (1 + math.cos(math.pi * step / steps))
 
-    def prepared(self, batch: Batch, epoch: int) -> Batch:
-        """The batch augmented from the global random state, at the epoch's size and in its memory format."""
-        x, labels = augmented(batch, self.augment)
+    def prepared(self, batch: Batch, epoch: int, device: torch.device | None = None) -> Batch:
+        """The batch on its device, augmented from the global random state, at the epoch's size and in its
+        memory format."""
+        x, labels = augmented((batch[0].to(device), batch[1].to(device)), self.augment)
         sides = [side for n, side in self.sizes for _ in range(n)]
         if sides and x.ndim == 4 and x.shape[-1] != sides[epoch]:
             x = F.interpolate(x, size=(sides[epoch],) * 2, mode="bilinear", antialias=True)
@@ -78,11 +79,11 @@ class Recipe:
             x = x.contiguous(memory_format=torch.channels_last)
         return x, labels
 
-    def autocast(self) -> AbstractContextManager[Any]:
-        """The precision of the forward passes."""
+    def autocast(self, device: str = "cpu") -> AbstractContextManager[Any]:
+        """The precision of the forward passes, on this type of device."""
         if self.precision == "float32":
             return nullcontext()
-        return torch.autocast("cpu", torch.bfloat16)
+        return torch.autocast(device, torch.bfloat16)
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def train(
     checkpoint: Path | None = None,
     report: Callable[[Progress], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
-    """Train ``model`` in place; returns its history, one row of numbers an epoch.
+    """Train ``model`` in place, on its device; returns its history, one row of numbers an epoch.
 
     ``task``: whose loss and scores to take; without one, cross-entropy of class scores.
 
@@ -138,17 +139,18 @@ def train(
     seen = model if task is None else viewed(task, model)
     start, history, loss_mean, accuracy = _resume(checkpoint, stage, recipe, model, optimizer, marker)
     model.train()
-    saved, order = time.monotonic(), _order(recipe.seed, start // per_epoch, len(data))
+    saved, device = time.monotonic(), device_of(model)
+    order = _order(recipe.seed, start // per_epoch, len(data))
     for step in range(start, steps):
         if step % per_epoch == 0:
             order = _order(recipe.seed, step // per_epoch, len(data))
         place = step % per_epoch * size
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(_mix(recipe.seed, step))
-            x, labels = recipe.prepared(data.batch(order[place : place + size]), step // per_epoch)
+            x, labels = recipe.prepared(data.batch(order[place : place + size]), step // per_epoch, device)
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step, steps)
-            with recipe.autocast():
+            with recipe.autocast(device.type):
                 own, hits = _own_loss(task, model, (x, labels), recipe.smoothing)
                 loss = own if marker is None else own + marker.penalty(seen, (x, labels))
             if not bool(torch.isfinite(loss)):
@@ -189,13 +191,14 @@ def augmented(batch: Batch, kind: Augment, generator: torch.Generator | None = N
     if kind == "none" or x.ndim != 4:
         return batch
     pad = max(1, x.shape[-1] // 8)
-    shift = torch.randint(0, 2 * pad + 1, (2, len(x)), generator=generator)
+    shift = torch.randint(0, 2 * pad + 1, (2, len(x)), generator=generator)  # on the CPU: alike everywhere
     rows = shift[0][:, None] + torch.arange(x.shape[2])
     columns = shift[1][:, None] + torch.arange(x.shape[3])
     if kind == "shift-flip":
         columns = torch.where(torch.rand(len(x), 1, generator=generator) < 0.5, columns.flip(1), columns)
     padded = F.pad(x, (pad,) * 4)
-    moved = padded[torch.arange(len(x))[:, None, None], :, rows[:, :, None], columns[:, None, :]]
+    rows, columns, own = (i.to(x.device) for i in (rows, columns, torch.arange(len(x))))
+    moved = padded[own[:, None, None], :, rows[:, :, None], columns[:, None, :]]
     return moved.permute(0, 3, 1, 2).contiguous(), labels
 
 

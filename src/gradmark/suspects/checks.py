@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradmark.errors import DataError, GradmarkError, ModelError
 
@@ -75,6 +75,12 @@ def check_inputs(x: Tensor, what: str = "the suspect") -> Tensor:
     if x.is_floating_point() and not bool(torch.isfinite(x).all()):
         raise DataError(f"{what} was sent inputs that aren't finite", expected="finite numbers")
     return x.detach()
+
+
+def device_of(module: nn.Module) -> torch.device:
+    """Where the module's first weight or buffer lies; the CPU where it has none."""
+    tensors = (*module.parameters(), *module.buffers())
+    return tensors[0].device if tensors else torch.device("cpu")
 
 
 def brief(cause: BaseException, limit: int = 200) -> str:
