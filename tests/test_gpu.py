@@ -11,6 +11,9 @@ from torch import nn
 
 import strange
 from conformance import KEY, SPECS, network, scheme_for
+from gradmark.bench.attacks import standard
+from gradmark.bench.cells import run_unit
+from gradmark.bench.suite import Entry, Suite
 from gradmark.embed import Marker, survey
 
 pytestmark = [
@@ -56,3 +59,20 @@ def test_grad_scaler_in_float16(compiled: bool) -> None:
         scaler.step(optimizer)
         scaler.update()
     assert all(bool(torch.isfinite(p).all()) for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "label", ["none", "finetune-lr1", "overwrite", "lora", "input-jpeg", "detect-probes"]
+)
+def test_a_benchmark_is_made_there(label: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Trained, attacked and read on the accelerator: no error, and about the CPU's numbers."""
+    folder = tmp_path_factory.getbasetemp() / "benchmark"
+    (row,) = (row for row in standard(tune=1) if row.label == label)
+    marked = Entry("filter-gradient", parameters={"bits": 16})
+    suite = Suite("gpu", ("benched:experiment",), (marked,), (row,), seeds=(3,), queries=64, wrong_keys=1)
+    there = run_unit(suite.units()[0], folder, "cuda")
+    here = run_unit(suite.units()[0], folder)
+    for a, b in zip(there, here, strict=True):
+        assert "error" not in a
+        assert a["utility_after"] == pytest.approx(b["utility_after"], abs=5)
+        assert a["log10_p"] == pytest.approx(b["log10_p"], abs=1)

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradmark.bench.experiment import Experiment, Marking, Means
-from gradmark.bench.networks import PlainCNN, ResNet
+from gradmark.bench.networks import PlainCNN, ResNet, WideResNet
 from gradmark.data import Data, load_data, shared
 from gradmark.embed import Recipe
 from gradmark.errors import DataError
@@ -76,8 +77,17 @@ def tinted_faces(data: Data, n: int, generator: torch.Generator) -> Tensor:
 
 def experiment() -> Experiment:
     """The mark goes in beside a control that is trained on for the same two epochs."""
+    return _experiment("cifar10", ResNet)
+
+
+def wide() -> Experiment:
+    """The same with a WRN-28-10: wants an accelerator."""
+    return _experiment("cifar10-wide", WideResNet)
+
+
+def _experiment(name: str, network: Callable[[], nn.Module]) -> Experiment:
     return Experiment(
-        task=Classification("cifar10", load, ResNet),
+        task=Classification(name, load, network),
         other=PlainCNN,
         pretrain=PRETRAIN,
         recipe=AFTERWARDS,

@@ -68,6 +68,44 @@ class ResNet(nn.Module):
         return scores
 
 
+class WideBlock(nn.Module):
+    """Batch norm and ReLU before each of two 3x3 convolutions; a 1x1 one where the shape changes."""
+
+    def __init__(self, inner: int, outer: int, stride: int) -> None:
+        super().__init__()
+        self.bn1, self.bn2 = nn.BatchNorm2d(inner), nn.BatchNorm2d(outer)
+        self.conv1 = nn.Conv2d(inner, outer, 3, stride, 1, bias=False)
+        self.conv2 = nn.Conv2d(outer, outer, 3, 1, 1, bias=False)
+        self.shortcut = nn.Conv2d(inner, outer, 1, stride, bias=False) if inner != outer else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        before = F.relu(self.bn1(x))
+        y: Tensor = self.conv2(F.relu(self.bn2(self.conv1(before))))
+        return y + (x if self.shortcut is None else self.shortcut(before))
+
+
+class WideResNet(nn.Module):
+    """WRN-``depth``-``width`` (Zagoruyko and Komodakis 2016): inputs (b, 3, h, w) in [0, 1], logits (b, 10)."""
+
+    def __init__(self, depth: int = 28, width: int = 10) -> None:
+        super().__init__()
+        per, widths = (depth - 4) // 6, [16, 16 * width, 32 * width, 64 * width]
+        self.conv = nn.Conv2d(3, 16, 3, 1, 1, bias=False)
+        self.blocks = nn.Sequential(*[
+            WideBlock(widths[k] if i == 0 else widths[k + 1], widths[k + 1], 2 if i == 0 and k else 1)
+            for k in range(3) for i in range(per)
+        ])  # fmt: skip
+        self.bn, self.head = nn.BatchNorm2d(widths[3]), nn.Linear(widths[3], 10)
+        for m in self.modules():
+            if isinstance(m, nn.Conv2d):
+                nn.init.kaiming_normal_(m.weight)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.blocks(self.conv((x - 0.473) / 0.25))
+        scores: Tensor = self.head(F.relu(self.bn(x)).mean((2, 3)))
+        return scores
+
+
 class PlainCNN(nn.Sequential):
     """Six convolutions without shortcuts, for 32x32 images in colour."""
 
