@@ -85,7 +85,7 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Module):
-    """WRN-``depth``-``width`` (Zagoruyko and Komodakis 2016): inputs (b, 3, h, w) in [0, 1], logits (b, 10)."""
+    """WRN-``depth``-``width`` (Zagoruyko and Komodakis 2016): (b, 3, h, w) in [0, 1] to logits (b, 10)."""
 
     def __init__(self, depth: int = 28, width: int = 10) -> None:
         super().__init__()
