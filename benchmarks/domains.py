@@ -127,7 +127,7 @@ DOMAINS = {
     "speech": Domain(
         lambda seed: Speech(unseen=seed + 1 if seed < 5 else 5),
         {"ensemble": Part("ensemble", {"bits": 64, **EQUALISED}, {"budget": 0.5, "every": 2, "carriers": 32})},
-        steps=490, tuning=300, batch=64, lr=5e-3, rate=2e-3, smoothing=0.1, other=speech_other,
+        steps=490, tuning=1000, batch=64, lr=5e-3, rate=2e-3, smoothing=0.1, other=speech_other,
         attacks={**REWRITTEN, **TUNED, **WEIGHTS, **STUDENT, **NOISY, **ROUNDED}, thief=750,
     ),
     "tabular": Domain(
