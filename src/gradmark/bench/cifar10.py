@@ -1,4 +1,4 @@
-"""CIFAR-10 in a JPEG copy and a ResNet-20: trained once without a mark, marked in two epochs more."""
+"""CIFAR-10 in a JPEG copy and a ResNet-20: trained once without a mark, marked in eight epochs more."""
 
 from __future__ import annotations
 
@@ -26,11 +26,12 @@ PRETRAIN = Recipe(
     sizes=((11, 16), (5, 24), (4, 32)),
 )  # fmt: skip
 AFTERWARDS = Recipe(
-    epochs=2, batch_size=128, lr=0.05, optimizer="sgd", augment="shift-flip", precision="bfloat16"
+    epochs=8, batch_size=128, lr=0.15, optimizer="sgd", augment="shift-flip", precision="bfloat16"
 )
 
-# At this strength two epochs don't fill the margins: a new head's penalties would only take from the push.
-MARKER = {"strength": 0.1, "margin": 1.0, "new_heads": False}
+# Chosen on a development key and 5,000 held-out training images: a mark of two epochs at a thief's own rate
+# fell to five of fine-tuning, one of eight at three times it held; denser penalties cost less accuracy.
+MARKER = {"strength": 0.1, "margin": 1.0, "new_heads": True, "every": 2, "carriers": 64}
 
 
 def load() -> Data:
@@ -76,7 +77,7 @@ def tinted_faces(data: Data, n: int, generator: torch.Generator) -> Tensor:
 
 
 def experiment() -> Experiment:
-    """The mark goes in beside a control that is trained on for the same two epochs."""
+    """The mark goes in beside a control that is trained on for the same eight epochs."""
     return _experiment("cifar10", ResNet)
 
 
