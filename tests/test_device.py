@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,12 +19,12 @@ from gradmark.bench.experiment import find_experiment
 from gradmark.bench.store import obtain
 from gradmark.bench.suite import Entry, Suite, Unit
 from gradmark.embed import Recipe, train
+from gradmark.embed.temper import temper
 from gradmark.views import accuracy_of
 from pretend import There, pretended
 from tiny import net
 
-EVERY = [row for row in standard(tune=1, extract=1) if row.label not in ("torchao-int8", "flip-signs")]
-"""torchao brings kernels of its own; the tiny network has no sign to flip that the suite would know of."""
+EVERY = standard(tune=1, extract=1)
 
 
 @pytest.fixture(scope="module")
@@ -97,6 +98,17 @@ def test_networks_are_trained_on_the_device(tmp_path: Path) -> None:
             assert (tmp_path / "here" / name).read_bytes() == (tmp_path / "there" / name).read_bytes()
     here, there = (json.loads((tmp_path / w / f"{wanted.name}.json").read_text()) for w in ("here", "there"))
     assert {**here, "seconds": 0} == {**there, "seconds": 0}
+
+
+def test_a_temperature_is_the_same_on_a_device() -> None:
+    data = find_experiment("benched:experiment").data().to_train()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = net()
+    train(model, data, Recipe(epochs=1))
+    factor = temper(copy.deepcopy(model), data, 0.99)
+    with pretended() as device:
+        assert temper(copy.deepcopy(model).to(device), data, 0.99) == factor
 
 
 def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:

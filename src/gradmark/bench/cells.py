@@ -117,10 +117,8 @@ def _attacked(unit: Unit, experiment: Experiment, model: nn.Module, folder: Path
     task, name = experiment.task, unit.attack.name
     if name == NONE:
         return viewed(task, model)
-    attack, thief = (
-        catalog.attack(name, dict(unit.attack.parameters)),
-        thief_of(unit, experiment, folder, device_of(model)),
-    )
+    attack = catalog.attack(name, dict(unit.attack.parameters))
+    thief = thief_of(unit, experiment, folder, device_of(model))
     if name.startswith("input-") or name in REWRITES:
         return viewed(task, attack.run(model, thief, generator("attack", unit)).eval())
     seen = viewed(task if unit.attack.query_side else experiment.stolen(), model)
@@ -138,7 +136,6 @@ def thief_of(unit: Unit, experiment: Experiment, folder: Path, device: torch.dev
     x, labels = train.batch(
         torch.randperm(len(train), generator=draw)[: int(len(train) * experiment.thief_share)]
     )
-
     x, labels = x.to(device), labels.to(device)
     own = obtain(networks_of(unit)["sibling"], folder, device=str(device))
     sibling = viewed(experiment.stolen(), own)

@@ -12,7 +12,7 @@ from rich.table import Table
 from torch import nn
 
 from gradmark import catalog
-from gradmark.commands.job import EmbedJob, fitting, need_device
+from gradmark.commands.job import EmbedJob, fitting
 from gradmark.embed.surroundings import Preflight, survey
 from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
@@ -42,7 +42,6 @@ class PreflightJob:
             raise UsageError(
                 "No such method", expected="auto, exact or central-difference", found=self.method
             )
-        need_device(self.device)
 
     def autocast(self) -> AbstractContextManager[Any]:
         dtype = PRECISIONS[self.precision]
@@ -53,19 +52,26 @@ def run_preflight(job: PreflightJob) -> Preflight:
     """Build the model, take a few training inputs and a throw-away key, and look."""
     key = OwnerKey.from_seed(job.seed, "preflight")
     embed = EmbedJob(
-        job.model, job.data, key, Path(), job.weights, job.scheme, options=job.options, seed=job.seed
+        job.model,
+        job.data,
+        key,
+        Path(),
+        job.weights,
+        job.scheme,
+        options=job.options,
+        seed=job.seed,
+        device=job.device,
     )
     data, model = fitting(embed)
     scheme = embed.scheme_value(data.spec)
-    model = _placed(model, job).train()
+    model = _compiled(model, job).train()
     x, labels = data.to_train().batch(slice(0, 64))
     batch = x.to(job.device), labels.to(job.device)
     with job.autocast():
         return survey(scheme, scheme.mark(key, data.spec), model, batch, job.method)
 
 
-def _placed(model: nn.Module, job: PreflightJob) -> nn.Module:
-    model = model.to(job.device)
+def _compiled(model: nn.Module, job: PreflightJob) -> nn.Module:
     return torch.compile(model) if job.compile else model  # type: ignore[return-value]
 
 

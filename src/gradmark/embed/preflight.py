@@ -25,7 +25,7 @@ from gradmark.embed.ranks import Ranks
 from gradmark.embed.wrappers import bare, needs_whole_backward, reshard, sharded, trainable, weight_gradients
 from gradmark.errors import PreflightError
 from gradmark.protocols import Batch, Choosy, Mark, Scheme
-from gradmark.suspects.checks import brief
+from gradmark.suspects.checks import brief, device_of
 
 METHODS = ("central-difference", "exact")
 """In order of preference: the central difference costs less, needs no second order, and trains
@@ -80,7 +80,7 @@ def check_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, met
     except Exception:  # a stranger's module may refuse in any way; FSDP2 does
         return _in_place(model, method, lambda: reading(model, batch))
     x = batch[0].double() if batch[0].is_floating_point() else batch[0]
-    with torch.autocast(_device(twin), enabled=False):
+    with torch.autocast(device_of(twin).type, enabled=False):
         found, known = _judged(twin, method, lambda: reading(twin, (x, batch[1])), _STEP, TOLERANCE)
     if not found.ok or known is None:
         return found
@@ -133,7 +133,7 @@ def _judged(
 ) -> tuple[Check, list[Tensor] | None]:
     """The verdict of finite differences on ``model``, and the gradient that was judged."""
     weights = trainable(model)
-    devices = [torch.device(_device(model))] if _device(model) == "cuda" else []
+    devices = [device_of(model)] if device_of(model).type == "cuda" else []
     with torch.random.fork_rng(devices=devices), penalty_mode(model, method):
         try:
             value = reading()
@@ -172,7 +172,7 @@ def _forwards() -> Iterator[list[str]]:
 
 def _in_place(model: nn.Module, method: str, reading: Callable[[], Tensor]) -> Check:
     """For what can't be copied: a finite difference of the model itself, in full precision."""
-    with torch.autocast(_device(model), enabled=False):
+    with torch.autocast(device_of(model).type, enabled=False):
         return _judged(model, method, reading, _STEP_IN_PLACE, IN_PLACE)[0]
 
 
@@ -187,7 +187,7 @@ def _beside(model: nn.Module, found: Check, known: list[Tensor], reading: Callab
             return replace(found, ok=False, reason=brief(cause))
     apart = [k if g is None else k - g.double() for g, k in zip(gradient, known, strict=True)]
     own = _size(apart) / _size(known)
-    half = torch.is_autocast_enabled(_device(model)) or any(w.dtype in _HALVES for w in weights)
+    half = torch.is_autocast_enabled(device_of(model).type) or any(w.dtype in _HALVES for w in weights)
     share = 1 - _total(_along(apart, known), known) / _size(known) ** 2
     ok = abs(share - 1) <= SHARE and (half or own <= OWN)
     reason = "" if ok else "the model's own gradient disagrees with that of its float64 copy"
@@ -249,7 +249,3 @@ def _along(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
 def _size(tensors: Sequence[Tensor]) -> float:
     squares = torch.stack([_local(t).double().square().sum() for t in tensors]).sum()
     return float(_total(squares, tensors) ** 0.5)
-
-
-def _device(model: nn.Module) -> str:
-    return next(p.device.type for p in model.parameters())

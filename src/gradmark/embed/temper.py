@@ -18,7 +18,8 @@ from gradmark.data import Split
 from gradmark.embed.heads import output_layer
 from gradmark.errors import ModelError
 from gradmark.suspects import ModuleSuspect
-from gradmark.views import judging
+from gradmark.suspects.checks import device_of
+from gradmark.suspects.module import undisturbed
 
 INPUTS = 5000
 _RANGE = 1e-3, 1e4  # of the factor
@@ -57,8 +58,8 @@ def _confidence(scores: Tensor, factor: float) -> float:
 
 def _last_layer(model: nn.Module, x: Tensor) -> Any:
     """The layer whose output is the model's, and linear in its weight."""
-    with judging(model):
-        layer = output_layer(model, x)
+    with undisturbed(model):
+        layer = output_layer(model, x.to(device_of(model)))
     if layer is None:
         raise ModelError(
             "The temperature has no layer to go into",
