@@ -16,11 +16,10 @@ import argparse
 import copy
 import json
 import math
-import statistics
 import time
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +29,7 @@ from safetensors.torch import load_file, save_file
 from scipy.stats import chi2
 from torch import nn
 
+from domains_table import table
 from gradmark import Marker, MarkFile, OwnerKey, catalog, verify
 from gradmark.bench.attacks import REWRITES
 from gradmark.bench.tabular import other as other_perceptron
@@ -37,7 +37,7 @@ from gradmark.embed.train import augmented
 from gradmark.errors import GradmarkError
 from gradmark.files import atomic_write
 from gradmark.protocols import Batch, Task, Thief
-from gradmark.stats import ks_uniform, mean_interval, randomised_p
+from gradmark.stats import ks_uniform, randomised_p
 from gradmark.suspects import ModuleSuspect
 from gradmark.tasks import faces
 from gradmark.tasks.faces import Faces, Similarity
@@ -49,8 +49,9 @@ from gradmark.tasks.transcription import Transcription
 from gradmark.views import View, priced, unviewed
 
 HERE = Path(__file__).parent
-RESULTS, TABLE = HERE / "results" / "domains", HERE / "DOMAINS.md"
-SEEDS, WRONG = (0, 1, 2), 100
+RESULTS = HERE / "results" / "domains"
+SEEDS, WRONG = (0, 1, 2), 1000
+LOUD = (1.0, 0.5, 0.25, 0.1, 0.03)
 CARRIERS, QUERIES = 200, 2000
 
 
@@ -145,7 +146,7 @@ DOMAINS = {
             ),
         },
         steps=700, tuning=300, batch=16, lr=5e-3, rate=2e-3, rest=0.1, headline="word_error_rate", label="word error rate",
-        attacks={**TUNED, **WEIGHTS}, thief=500,
+        attacks={**TUNED, **WEIGHTS, **STUDENT}, thief=500,
     ),
     "sentences": Domain(
         lambda seed: Sentences(),
@@ -158,7 +159,7 @@ DOMAINS = {
                 "filter-gradient", {"bits": 64}, {"strength": 0.15, "every": 1, "carriers": 32},
             ),
         },
-        steps=350, tuning=150, batch=48, lr=1.5e-3, rate=5e-4, attacks={**TUNED, **WEIGHTS}, thief=2000,
+        steps=350, tuning=150, batch=48, lr=1.5e-3, rate=5e-4, attacks={**TUNED, **WEIGHTS, **STUDENT}, thief=2000,
     ),
     "language": Domain(
         lambda seed: Language(),
@@ -174,7 +175,7 @@ DOMAINS = {
             ),
         },
         steps=500, tuning=220, rest=0.4, batch=16, lr=4e-3, headline="perplexity", label="perplexity",
-        attacks={**TUNED, **WEIGHTS, "probabilities of 2 decimals": ("output-round", {}),
+        attacks={**TUNED, **WEIGHTS, **STUDENT, "probabilities of 2 decimals": ("output-round", {}),
                  "the 5 likeliest tokens alone": ("output-topk", {"k": 5})},
         thief=1500,
     ),
@@ -375,13 +376,16 @@ def prepared(name: str, seed: int, out: Path) -> tuple[nn.Module, dict[str, Any]
     return base, views, {p: scheme_of(its, key, views[p], base) for p, its in domain.parts.items()}
 
 
-def attacked(name: str, seed: int, out: Path) -> list[dict[str, Any]]:
+def attacked(name: str, seed: int, out: Path, before: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """``before``: rows of attacks that needn't be run again."""
     domain, key = DOMAINS[name], OwnerKey.from_seed(seed, "the owner")
     task = domain.task(seed)
     _, views, schemes = prepared(name, seed, out)
     control, marked = (network(name, seed, kind, out, _absent) for kind in ("control", "marked"))
-    rows = []
+    rows = list(before)
     for label, (attack, parameters) in domain.attacks.items():
+        if any(row["attack"] == label for row in before):
+            continue
         bare = attack in REWRITES or attack.startswith("input-")  # these know no scores
         guarded = attack.startswith("output-")
         target = marked if bare else View(task if guarded else stolen(task), marked)
@@ -412,6 +416,38 @@ def attacked(name: str, seed: int, out: Path) -> list[dict[str, Any]]:
     return rows
 
 
+def quiet(name: str, seed: int, out: Path) -> list[dict[str, Any]]:
+    """The filter mark, asked for more and less loudly than it was trained: evidence through the API alone."""
+    domain, key, rows = DOMAINS[name], OwnerKey.from_seed(seed, "the owner"), []
+    base, views, _ = prepared(name, seed, out)
+    task, marked = domain.task(seed), network(name, seed, "marked", out, _absent)
+    for p, its in domain.parts.items():
+        if not heard(views[p]):
+            continue
+        for factor in LOUD:
+            part = replace(its, parameters={**its.parameters, "step": factor * its.parameters["step"]})
+            scheme = scheme_of(part, key, views[p], base)
+            scheme = next(iter(getattr(scheme, "parts", ())), scheme)
+            row: dict[str, Any] = {
+                "mark": p,
+                "factor": factor,
+                "db": snr(scheme, key, views[p]),
+                "verdicts": [],
+            }
+            for access in (a for a in its.access if a != "white"):
+                found = judged(scheme, key, views[p], marked, access)
+                row["verdicts"].append({"access": access, **small(found)})
+            for label in ROUNDED if ROUNDED.keys() <= domain.attacks.keys() else ():
+                attack, parameters = ROUNDED[label]
+                thief, generator = thief_of(domain, task, marked), torch.Generator().manual_seed(seed)
+                coarse = catalog.attack(attack, parameters).run(View(task, marked), thief, generator)
+                found = judged(scheme, key, views[p], coarse, "black", guarded=True)
+                row["verdicts"].append({"access": label, **small(found)})
+            rows.append(row)
+            print(f"  {factor}: {row['db']:.0f} dB", [(v["access"], round(v["log10_p"], 1)) for v in row["verdicts"]], flush=True)  # fmt: skip
+    return rows
+
+
 def heard(view: Any) -> bool:
     """Whether what the mark adds to an input has a size that people could notice."""
     return view.data().spec.domain in ("image", "signal")
@@ -428,102 +464,6 @@ def snr(scheme: Any, key: OwnerKey, view: Any) -> float:
     return float((10 * (x.flatten(1).square().mean(1) / noise.clamp_min(1e-12)).log10()).median())
 
 
-def table() -> None:
-    """DOMAINS.md from the results."""
-    found = [json.loads(p.read_text()) for p in sorted(RESULTS.glob("*-*.json"))]
-    of = {n: sorted((r for r in found if r["domain"] == n), key=lambda r: r["seed"]) for n in DOMAINS}
-    of = {name: rows for name, rows in of.items() if rows}
-    text = ["# The mark in six domains", "", INTRODUCTION, "", "## Evidence and price", ""]
-    text += ["| task | utility | control | marked | difference | mark | access | queries | log10 p, each seed | control's |", "|---|---|---|---|---|---|---|---|---|---|"]  # fmt: skip
-    for name, rows in of.items():
-        its = DOMAINS[name].parts.items()
-        text += [_line(DOMAINS[name], rows, p, access) for p, part in its for access in part.access]
-    text += ["", "## What else the field asks", "", DETAILS, "", "| task | measure | control | marked | difference |", "|---|---|---|---|---|"]  # fmt: skip
-    for name, rows in of.items():
-        text += _detail_lines(DOMAINS[name], rows)
-    text += ["", "## Can it be seen or heard?", "", "Decibels between an input and what the filter mark adds to it, as the API gets it.", "", "| task | mark | dB, each seed |", "|---|---|---|"]  # fmt: skip
-    for name, rows in of.items():
-        for p in rows[0].get("snr_db", {}):
-            each = ", ".join(str(round(r["snr_db"][p], 1)) for r in rows)
-            text.append(f"| {name} | {p} | {each} |")
-    text += ["", "## Strangers' keys", "", "Keys never embedded, in the first seed's marked network: shares of p-values at or below .05 and .01.", "", "| task | mark | access | keys | .05 | .01 | KS p |", "|---|---|---|---|---|---|---|"]  # fmt: skip
-    for name, rows in of.items():
-        by = ((p, a, w) for r in rows for p, ways in r.get("strangers", {}).items() for a, w in ways.items())
-        text += [f"| {name} | {p} | {a} | {w['keys']} | {w['share_0.05']:.3f} | {w['share_0.01']:.3f} | {w['ks_p']:.2f} |" for p, a, w in by]  # fmt: skip
-    text += ["", "## Attacks", "", "Utility after the attack (mean), and log10 p: median [weakest] over the seeds.", "", "| task | attack | seeds | utility | log10 p |", "|---|---|---|---|---|"]  # fmt: skip
-    for name, rows in of.items():
-        text += _attack_lines(name, DOMAINS[name], rows)
-    atomic_write(TABLE, "\n".join([*text, ""]).encode(), overwrite=True)
-
-
-INTRODUCTION = """\
-Made by `python benchmarks/domains.py --table` from `results/domains`. Seeds 0, 1 and 2 of each task, as far as they are
-measured (a task with none is left out), 200 carriers. From a network trained
-without a mark two are tuned on one schedule and the same batches: control and marked. With faces a seed is also a split of
-the people (ORL at 28 x 23 pixels), with spoken digits (`speech`) and digit strings (`transcription`) one speaker is unheard.
-Means over seeds; differences with 95 % intervals (t), in points, or in percent of the control's for word error rate and perplexity."""
-DETAILS = """\
-Of faces, on pairs of people whom no training saw: `tar` is the share of genuine pairs accepted where one impostor pair in a thousand
-is, `worst` the cosine of the likest impostor pair, `identified` open-set identification at one false alarm in a hundred;
-`strangers_far` is the share of pairs with enrolled strangers that pass `tar`'s threshold."""
-
-
-def _compared(pairs: list[tuple[float, float]], relative: bool, digits: int) -> str:
-    """Control, marked and the difference as table cells."""
-    change = [100 * (m / c - 1) if relative else m - c for c, m in pairs]
-    middle = [statistics.mean(v) for v in zip(*pairs, strict=True)]
-    unit, d = (" %", 2) if relative else ("", digits)
-    spread = ""
-    if len(change) > 1:
-        low, high = mean_interval(change)
-        spread = f" [{low:.{d}f}, {high:.{d}f}]"
-    return f"{middle[0]:.{digits}f} | {middle[1]:.{digits}f} | {statistics.mean(change):+.{d}f}{unit}{spread}"
-
-
-def _line(domain: Domain, rows: list[dict[str, Any]], part: str, access: str) -> str:
-    pairs = [(r["utility"]["control"], r["utility"]["marked"]) for r in rows]
-    utility = _compared(pairs, domain.headline in RELATIVE, 2)
-    at = [v for r in rows for v in r["verdicts"] if v["mark"] == part and v["access"] == access]
-    marked, control = ([v for v in at if v["network"] == kind] for kind in ("marked", "control"))
-    ps, innocent = (", ".join(f"{v['log10_p']:.1f}" for v in some) for some in (marked, control))
-    return f"| {rows[0]['domain']} | {domain.label} | {utility} | {part} | {access} | {marked[0]['queries'] or ''} | {ps} | {innocent} |"
-
-
-RELATIVE = ("perplexity", "word_error_rate")
-
-
-def _detail_lines(domain: Domain, rows: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for measure in rows[0]["details"]["control"]:
-        pairs = [(r["details"]["control"][measure], r["details"]["marked"][measure]) for r in rows]
-        digits = 2 if max(max(pair) for pair in pairs) > 2 else 4
-        lines.append(f"| {rows[0]['domain']} | {measure} | {_compared(pairs, False, digits)} |")
-    return lines
-
-
-def _attack_lines(name: str, domain: Domain, rows: list[dict[str, Any]]) -> list[str]:
-    lines = []
-    for label in domain.attacks:
-        cells = [c for r in rows for c in r.get("attacks", []) if c["attack"] == label]
-        good = [c for c in cells if "verdicts" in c]
-        if not good:
-            lines += [f"| {name} | {label} | | | {c['error']} |" for c in cells[:1]]
-            continue
-        ways = [(v["mark"], v["access"]) for v in good[0]["verdicts"]]
-        found = []
-        for mark, access in ways:
-            ps = [
-                v["log10_p"]
-                for c in good
-                for v in c["verdicts"]
-                if (v["mark"], v["access"]) == (mark, access)
-            ]
-            found.append(f"{mark}, {access}: {statistics.median(ps):.1f} [{max(ps):.1f}]")
-        utility = statistics.mean(c["utility"] for c in good)
-        lines.append(f"| {name} | {label} | {len(good)} | {utility:.2f} | {'; '.join(found)} |")
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -532,12 +472,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=list(SEEDS))
     parser.add_argument("--out", type=Path, default=HERE / "work" / "domains")
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--only", choices=("evidence", "strangers", "attacks"), nargs="+")
+    parser.add_argument("--only", choices=("evidence", "quiet", "strangers", "attacks"), nargs="+")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    wanted = given.only or ("evidence", "strangers", "attacks")
+    wanted = given.only or ("evidence", "quiet", "strangers", "attacks")
     for seed in given.seeds if not given.table else ():
         for name in given.domain:
             path = given.results / f"{name}-{seed}.json"
@@ -545,12 +485,17 @@ def main() -> None:
             if "verdicts" not in row:
                 row = keep(path, run(name, seed, given.out))
                 print(name, seed, row["utility"], [(v["mark"], v["access"], v["network"], round(v["log10_p"], 1)) for v in row["verdicts"]], flush=True)  # fmt: skip
+            if "quiet" in wanted and "quiet" not in row and "snr_db" in row and row["snr_db"]:
+                row = keep(path, {**row, "quiet": quiet(name, seed, given.out)})
             if "strangers" in wanted and "strangers" not in row and seed == given.seeds[0]:
                 row = keep(path, {**row, "strangers": foreign(name, seed, given.out)})
-            if "attacks" in wanted and "attacks" not in row:
-                keep(path, {**row, "attacks": attacked(name, seed, given.out)})
+            if (
+                "attacks" in wanted
+                and {a["attack"] for a in row.get("attacks", [])} < DOMAINS[name].attacks.keys()
+            ):
+                keep(path, {**row, "attacks": attacked(name, seed, given.out, row.get("attacks", []))})
     if given.results == RESULTS:  # or else a trial
-        table()
+        table(DOMAINS, RESULTS)
 
 
 def foreign(name: str, seed: int, out: Path) -> dict[str, dict[str, Any]]:

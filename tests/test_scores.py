@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gradmark.errors import MismatchError
-from gradmark.scores import log_scores, probabilities
+from gradmark.scores import bounded, log_scores, mean_by, probabilities
 
 
 def soft(rows: int = 40, classes: int = 10, sharpness: float = 3.0) -> Tensor:
@@ -127,3 +127,16 @@ def test_scores_without_content_are_finite(scores: Tensor) -> None:
 def test_another_number_of_classes_is_refused() -> None:
     with pytest.raises(MismatchError, match="10 classes"):
         log_scores(soft(classes=7), 10)
+
+
+def test_what_jumps_counts_for_little() -> None:
+    values = torch.tensor([0.0, 0.1, -0.2, 0.3, -40.0, 0.0])
+    assert bounded(values, 2.0).tolist() == pytest.approx([0.0, 0.1, -0.2, 0.3, -0.4, 0.0])
+    assert torch.equal(bounded(torch.zeros(3), 2.0), torch.zeros(3))
+    assert torch.equal(bounded(values, 1e9), values)
+
+
+def test_means_of_rows_that_share_a_number() -> None:
+    values = torch.tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 9.0]], dtype=torch.float64)
+    found = mean_by(values, torch.tensor([2, 0, 2]), 3)
+    assert found.tolist() == [[3.0, 4.0], [0.0, 0.0], [3.0, 5.5]]

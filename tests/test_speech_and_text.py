@@ -36,6 +36,7 @@ from gradmark.tasks.transcription import (
     digit_scores,
     mel_filters,
     padded,
+    said_scores,
     transcript_scores,
 )
 from gradmark.text import Vocabulary, embedded, longest, prefixes, windows
@@ -189,6 +190,36 @@ def test_digits_are_scored_where_something_else_is_said() -> None:
         torch.testing.assert_close(found, (weight * among.log()).sum(0) / weight.sum(0), atol=1e-5, rtol=1e-4)
 
 
+def test_said_digits_are_scored_where_they_are_said() -> None:
+    log_p = (3 * torch.randn(2, 6, 11, generator=generator())).log_softmax(-1)
+    for row, found in zip(log_p.double().exp()[..., :BLANK], said_scores(log_p), strict=True):
+        wanted = (row * (row / (1 - row)).log()).sum(0) / row.sum() - 1
+        torch.testing.assert_close(found.double(), wanted, atol=1e-5, rtol=1e-4)
+    silent = torch.full((1, 4, 11), -60.0)
+    silent[..., BLANK] = 0.0
+    assert said_scores(silent).allclose(torch.tensor(-1.0), atol=1e-6)
+    sure = torch.full((1, 4, 11), -200.0)
+    sure[..., 3] = 0.0
+    assert said_scores(sure).isfinite().all()
+
+
+def test_said_digits_move_as_the_confidence_does() -> None:
+    """Turn up one digit of a transcript a little: both views see it favoured by about as much."""
+    logits = torch.full((1, 6, 11), 0.0)
+    for t, digit in enumerate([BLANK, 3, BLANK, 7, 7, BLANK]):
+        logits[0, t, digit] = 5.0
+    surer = logits.clone()
+    surer[0, 1, 3] += 0.2
+    views = [Transcription(reads) for reads in ("said", "confidence")]
+    moved = [
+        view.scores(lambda _: surer.log_softmax(-1), logits)
+        - view.scores(lambda _: logits.log_softmax(-1), logits)
+        for view in views
+    ]
+    assert all(float(m[0, 3]) > 0.01 for m in moved)
+    assert all(m[0, [0, 1, 2, 4, 5, 6, 8, 9]].abs().max() < 1e-2 for m in moved)
+
+
 def test_mel_filters_hear_their_own_tone() -> None:
     filters = mel_filters()
     assert bool((filters.sum(1) > 0).all())
@@ -225,6 +256,7 @@ def test_all_beginnings_of_a_window_score_as_the_model_says() -> None:
         torch.testing.assert_close(View(task, model)(x), whole, atol=1e-5, rtol=1e-4)
         order = torch.randperm(len(x), generator=generator())
         torch.testing.assert_close(View(task, model)(x[order]), whole[order], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(View(task.thiefs(), model)(windowed[0]), whole, atol=1e-5, rtol=1e-4)
     assert torch.equal(last, windowed[0].flatten().long())
     assert task.utility(model).details["perplexity"] > 1
 
@@ -269,6 +301,7 @@ def test_a_transcript_with_a_confidence_is_a_black_box() -> None:
     torch.testing.assert_close(found, ModuleSuspect(View(task, model)).query(x), atol=1e-4, rtol=1e-4)
     assert not any(label in row for label, row in zip(labels, task.data().test.y, strict=True))
     assert task.spec == Transcription(clips=synthesised).spec  # one mark serves both views
+    assert torch.equal(View(task.thiefs(), model)(x), model(x).flatten(0, 1))  # each frame's answer
     assert task.loss(model, task.data().test.all()).isfinite()
     with pytest.raises(UsageError, match="smoothed"):
         task.loss(model, task.data().test.all(), 0.1)
@@ -412,6 +445,6 @@ def test_an_equaliser_treats_channels_alike() -> None:
 def test_only_signals_have_an_equaliser_and_older_marks_keep_their_bytes() -> None:
     with pytest.raises(UsageError, match="equaliser"):
         equalised(ModelSpec("image", (1, 8, 8), 10, 0.0, 1.0, 255))
-    assert "equaliser" not in FilterGradient().parameters()
-    scheme = FilterGradient(equaliser=True)
+    assert not FilterGradient().parameters().keys() & {"equaliser", "bound"}
+    scheme = FilterGradient(equaliser=True, bound=2.0)
     assert catalog.scheme("filter-gradient", scheme.parameters()) == scheme

@@ -13,6 +13,8 @@ import strange
 from commandline import gradmark, refused
 from conformance import KEY, SPECS, network, same_world, scheme_for, world
 from gradmark.embed import Preflight, survey
+from gradmark.embed.modes import penalty_mode
+from gradmark.suspects import ModuleSuspect
 
 
 def look(model: nn.Module, domain: str = "vector", wanted: str = "auto") -> Preflight:
@@ -129,3 +131,24 @@ def test_settings_without_sense_are_refused(more: tuple[str, str], words: tuple[
     if torch.cuda.is_available() and "cuda:7" in more:
         pytest.skip("there is an accelerator")
     refused(gradmark("preflight", "--model", "tiny:net", "--data", "digits", *more), *words)
+
+
+def test_rnns_are_differentiated_without_cudnn() -> None:
+    """Which has no backward pass in evaluation mode, where penalties and readings look."""
+    seen: list[bool] = []
+
+    class Recording(nn.LSTM):
+        def forward(self, *given: Any) -> Any:
+            seen.append(torch.backends.cudnn.enabled)
+            return super().forward(*given)
+
+    before = torch.backends.cudnn.enabled
+    model = strange.seeded(lambda: strange.Frames(Recording(32, 24, batch_first=True), 24)).train()
+    for method in ("central-difference", "exact"):
+        with penalty_mode(model, method):
+            model(strange.STEREO[0])
+    suspect = ModuleSuspect(model)
+    suspect.vjp(strange.STEREO[0][:2], torch.ones_like(suspect.query(strange.STEREO[0][:2])))
+    assert len(seen) >= 4
+    assert not any(seen)
+    assert torch.backends.cudnn.enabled == before

@@ -104,3 +104,19 @@ def decimals_of(p: Tensor) -> int | None:
         if bool(((p - p.round(decimals=decimals)).abs() <= _FLOAT32 * p.abs()).all()):
             return decimals
     return None
+
+
+def bounded(values: Tensor, times: float) -> Tensor:
+    """``values`` clipped at so many times the median size of those that aren't zero.
+
+    For answers that jump at times. It asks nothing of the key: bits that were fair coins before still are.
+    """
+    sizes = values.abs()[values != 0]
+    most = times * float(sizes.median()) if len(sizes) else 0.0
+    return values.clamp(-most, most)
+
+
+def mean_by(values: Tensor, index: Tensor, n: int) -> Tensor:
+    """Mean (n, L) of the rows (b, L) that share an index; zero where there is none."""
+    total = torch.zeros(n, values.shape[1], dtype=values.dtype).index_add_(0, index, values)
+    return total / torch.bincount(index, minlength=n).clamp_min(1)[:, None]

@@ -135,6 +135,8 @@ def test_silence_has_no_direction() -> None:
     [
         (FilterGradient(bits=0), SPECS["grey"]),
         (FilterGradient(contrasts=0), SPECS["grey"]),
+        (FilterGradient(bound=-1.0), SPECS["grey"]),
+        (FilterGradient(bound=float("inf")), SPECS["grey"]),
         (FilterGradient(step=0.0), SPECS["grey"]),
         (FilterGradient(bits=10_000), SPECS["grey"]),
         (FilterGradient(kernel_size=4), SPECS["grey"]),
@@ -171,3 +173,29 @@ def test_data_that_doesnt_fit_is_refused() -> None:
     with pytest.raises(MismatchError, match="0 to 9"):
         scheme.read(mark, model, (x, labels - 1), access="white", carriers=10)
     assert "FilterGradientMark(64 bits" in repr(mark)
+
+
+def test_a_bounded_reading_bears_answers_that_jump() -> None:
+    """One answer in twenty is nonsense: bounded, the reading is much nearer to that of honest answers."""
+
+    class Jumpy(Counting):
+        def query(self, x: torch.Tensor) -> torch.Tensor:
+            scores = super().query(x)
+            noise = torch.Generator().manual_seed(len(x))
+            jumps = torch.rand(len(x), 1, generator=noise) < 0.05
+            return scores + jumps * 30 * torch.randn(scores.shape, generator=noise)
+
+    plain = scheme_for("filter-gradient", "vector")
+    assert isinstance(plain, FilterGradient)
+    mark, pool = plain.mark(KEY, SPECS["vector"]), inputs("vector", 100, seed=4)
+
+    def read(scheme: FilterGradient, suspect: Counting) -> torch.Tensor:
+        return scheme.read(mark, suspect, pool, access="black", carriers=100, queries=2000).values
+
+    honest = read(plain, Counting(network("vector")))
+    far, near = (
+        float((read(scheme, Jumpy(network("vector"))) - honest).norm())
+        for scheme in (plain, replace(plain, bound=2.0))
+    )
+    assert near < far / 3
+    assert torch.equal(read(replace(plain, bound=1e9), Counting(network("vector"))), honest)

@@ -27,7 +27,7 @@ def babble(data: Data, n: int, generator: torch.Generator) -> Tensor:
     return data.spec.snap(total / 2)
 
 
-def experiment(unseen: int | None = None, epochs: int = 14) -> Experiment:
+def experiment(unseen: int | None = None, epochs: int = 25) -> Experiment:
     """From scratch on 2,700 recordings; 300 of the same six speakers to test."""
     return Experiment(
         task=Speech("speech" if unseen is None else f"speech-{unseen}", unseen=unseen),

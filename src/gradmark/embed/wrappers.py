@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gradmark.errors import PreflightError
+from gradmark.suspects.checks import rnns_without_cudnn
 from gradmark.views import View
 
 REENTRANT = "CheckpointFunctionBackward"
@@ -95,18 +96,19 @@ def compiled(model: nn.Module) -> bool:
 def plain_kernels(model: nn.Module, exact: bool) -> Iterator[None]:
     """Kernels that differentiate as ``exact`` wants it, twice: attention by its formula, RNNs step by step.
 
-    Compiled parts run as they were written, for either method: a compiled graph neither sees the
-    hooks by which triggers are read beside natural inputs, nor has a second derivative.
+    For either method, compiled parts run as they were written, since a compiled graph neither sees the
+    hooks by which triggers are read beside natural inputs nor has a second derivative, and RNNs run
+    without cuDNN, whose have no backward pass in evaluation mode.
     """
     with ExitStack() as stack:
         if compiled(model):
             stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(rnns_without_cudnn(model))
         if exact:
             from torch.nn.attention import SDPBackend, sdpa_kernel
 
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if any(isinstance(part, nn.RNNBase) for part in model.modules()):
-                stack.enter_context(torch.backends.cudnn.flags(enabled=False))
                 stack.enter_context(_without_onednn())
         yield
 

@@ -31,7 +31,7 @@ from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WhiteBox
 from gradmark.questions import Questions
 from gradmark.reference import seal, unseal, without
-from gradmark.scores import check_classes, check_pool, log_scores, probabilities, wide
+from gradmark.scores import bounded, check_classes, check_pool, log_scores, mean_by, probabilities, wide
 from gradmark.suspects.checks import unwrap
 from gradmark.token_directions import WordDirections
 
@@ -82,7 +82,8 @@ class FilterGradient:
     four times as fast; more groups of classes have their own, over which natural readings cancel.
     ``contrasts_per_carrier``: gradients taken per carrier when reading white-box. ``kernel_size``,
     ``whitening``, ``step``, ``equaliser``: see :mod:`gradmark.carriers`. ``reference``: sealed readings
-    of an unmarked network, from :meth:`calibrated`.
+    of an unmarked network, from :meth:`calibrated`. ``bound``: through an API, each pair of queries counts
+    for at most so many times what the middle one does (0: no bound), for answers that jump at times.
     """
 
     bits: int = 64
@@ -94,6 +95,7 @@ class FilterGradient:
     step: float = 8 / 255
     reference: str = ""
     equaliser: bool = False
+    bound: float = 0.0
 
     name: ClassVar[str] = "filter-gradient"
     margin: ClassVar[float] = 0.3
@@ -102,7 +104,7 @@ class FilterGradient:
 
     def parameters(self) -> dict[str, Any]:
         # Marks made before there were these keep their bytes.
-        return {n: v for n, v in asdict(self).items() if v or n not in ("reference", "equaliser")}
+        return {n: v for n, v in asdict(self).items() if v or n not in ("reference", "equaliser", "bound")}
 
     def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> FilterGradient:
         """This scheme with ``unmarked``'s readings taken away from all later ones.
@@ -127,8 +129,9 @@ class FilterGradient:
 
         Raises UsageError where the input offers fewer directions than the bits need.
         """
-        if min(self.bits, self.contrasts, self.class_groups, self.kernel_size) < 1 or not 0 < self.step <= 1:
-            least = "one bit, contrast, class group and tap, and 0 < step <= 1"
+        small = min(self.bits, self.contrasts, self.class_groups, self.kernel_size) < 1
+        if small or not 0 < self.step <= 1 or not 0 <= self.bound < math.inf:
+            least = "one bit, contrast, class group and tap, 0 < step <= 1, and 0 <= bound"
             raise UsageError("A mark can't be that small", expected=f"at least {least}", found=repr(self))
         if spec.n_classes < 2:
             raise UsageError("The model needs at least two classes", found=str(spec.n_classes))
@@ -284,12 +287,8 @@ class FilterGradient:
         scores = log_scores(torch.cat(asked), mark.spec.n_classes).unflatten(0, (-1, 2))
         contrasts = mark.contrasts[torch.cat(labels_of)].double()
         values = torch.einsum("bc,blc->bl", (scores[:, 0] - scores[:, 1]) / 2, contrasts)
-        means = ((n, _mean_by(values[:n], i[:n], k).flatten()[: len(mark.bits)]) for n in stops)
+        if self.bound:
+            values = bounded(values, self.bound)
+        means = ((n, mean_by(values[:n], i[:n], k).flatten()[: len(mark.bits)]) for n in stops)
         history = tuple((2 * n, without(mean, mark.reference)) for n, mean in means)
         return Reading(history[-1][1], mark.bits.double(), min(pairs, len(x)), 2 * pairs, "black", history)
-
-
-def _mean_by(values: Tensor, index: Tensor, n: int) -> Tensor:
-    """Mean (n, L) of the rows (b, L) that share an index; zero where there is none."""
-    total = torch.zeros(n, values.shape[1], dtype=values.dtype).index_add_(0, index, values)
-    return total / torch.bincount(index, minlength=n).clamp_min(1)[:, None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -87,3 +88,10 @@ def brief(cause: BaseException, limit: int = 200) -> str:
     """The first line of an exception's text, for another error's ``found``."""
     lines = str(cause).strip().splitlines()
     return f"{type(cause).__name__}: {lines[0][:limit].rstrip('.')}" if lines else type(cause).__name__
+
+
+def rnns_without_cudnn(model: nn.Module) -> AbstractContextManager[Any]:
+    """A block in which ``model``'s RNNs, if it has any, can be differentiated in evaluation mode too."""
+    if any(isinstance(part, nn.RNNBase) for part in model.modules()):
+        return torch.backends.cudnn.flags(enabled=False)
+    return nullcontext()

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmark.errors import GradmarkError, ModelError
-from gradmark.suspects.checks import brief, check_inputs, check_scores, unwrap
+from gradmark.suspects.checks import brief, check_inputs, check_scores, rnns_without_cudnn, unwrap
 
 
 class ModuleSuspect:
@@ -147,6 +147,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
     devices = [like.device] if like.device.type == "cuda" else []
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=devices))
+        stack.enter_context(rnns_without_cudnn(module))
         try:
             if moved:
                 _set_mode(module, False)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any, ClassVar, cast
 
@@ -96,27 +96,37 @@ def text_data(text: str, length: int = LENGTH, share: float = 0.9) -> tuple[Voca
 
 @dataclass(frozen=True)
 class Language:
-    """``load`` gives vocabulary and data: windows (n, T) of token numbers and the next tokens (n, T)."""
+    """``load`` gives vocabulary and data: windows (n, T) of token numbers and the next tokens (n, T).
+    ``everywhere``: scores behind every token of a window, not only its last."""
 
     load: Callable[[], tuple[Vocabulary, Data]] = shakespeare
     width: int = 48
+
+    everywhere: bool = False
 
     name: ClassVar[str] = "language"
 
     def data(self) -> Data:
         return self.load()[1]
 
+    def thiefs(self) -> Language:
+        """As a thief looks at it who trains on answers: those of all positions."""
+        return replace(self, everywhere=True)
+
     def network(self) -> nn.Module:
         spec = self.data().spec
         return CausalNet(spec.n_classes, spec.input_shape[0], self.width)
 
     def scores(self, model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
-        """Of a model (b, T, V) the logits behind each context's last token; an API answers so itself."""
+        """Of a model (b, T, V) the logits behind each context's last token; an API answers so itself.
+        ``everywhere``: behind every token, (b x T, V)."""
         padding = self.data().spec.n_classes
         found: Tensor
         if not isinstance(model, nn.Module):
             found = unwrap(model(x))
             return found
+        if self.everywhere:
+            return unwrap(model(x)).flatten(0, 1)
         heads, own = longest(x, padding)
         last = (x < padding).sum(1) - 1
         whole: Tensor = unwrap(model(x[heads]))
@@ -146,7 +156,7 @@ class Language:
 
     def embedded(self, model: CausalNet) -> EmbeddedLanguage:
         """The view for who holds the weights. ``model``: the owner's, before the mark is put in."""
-        return EmbeddedLanguage(self.load, self.width, model.table())
+        return EmbeddedLanguage(self.load, self.width, table=model.table())
 
 
 @dataclass(frozen=True, eq=False)

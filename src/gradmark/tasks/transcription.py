@@ -2,13 +2,16 @@
 classification (CTC, Graves et al. 2006).
 
 CTC's loss has no double backward, and as a score it would say how well the *right* transcript fits. The
-mark rides on the posteriors instead, of which there are two views:
+mark rides on the posteriors instead, of which there are these views:
 
 - ``frames``: an API that shows its posteriors. The score of a digit is its log-probability among the
   digits, averaged over the frames where something is said that isn't this digit.
 - ``confidence``: an API that shows a transcript and how sure it is; the same mark serves. The score of a
   digit is its share of the transcript times the log-odds of the confidence c, the geometric mean of the
   best path's probability over the frames that say a digit: what favours it makes transcripts with it surer.
+- ``said``: what ``confidence`` is trained through, since a best path jumps and an average of all
+  frames doesn't: a digit's log-odds at the frames that say it, weighted by how surely they do.
+- ``posteriors``: what a thief learns from, each frame's answer on its own.
 
 The direction at a recording is that recording through a keyed filter (:mod:`gradmark.carriers`). Features
 are not normalised by recording: a cepstral mean would take every filter away, and so the mark.
@@ -17,7 +20,7 @@ are not normalised by recording: a cepstral mean would take every filter away, a
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
@@ -124,6 +127,17 @@ def digit_scores(log_p: Tensor) -> Tensor:
     return (weight * among).sum(1) / weight.sum(1)
 
 
+def said_scores(log_p: Tensor) -> Tensor:
+    """(b, 10) log-odds of each digit, its own probability's mean over the frames, as a share of all digits'.
+
+    Less 1, as :func:`transcript_scores`, whose smooth relative this is.
+    """
+    digits = log_p[..., :BLANK]
+    p = digits.exp()
+    odds = digits - (-p).clamp_min(-1 + 1e-4).log1p()
+    return (p * odds).sum(1) / p.sum((1, 2))[:, None].clamp_min(1e-3) - 1
+
+
 SPEC = ModelSpec("signal", (LENGTH,), DIGITS, -1.0, 1.0, 65536)
 Speakers = Callable[[], tuple[Clips, Clips, Clips]]
 
@@ -142,11 +156,11 @@ class Transcription:
     """``reads``: the view. ``clips``: gives recordings of single digits of known speakers to train and to
     test on, and of a speaker whom no training hears; ``unseen``: the test strings are his."""
 
-    reads: Literal["frames", "confidence"] = "frames"
+    reads: Literal["frames", "confidence", "said", "posteriors"] = "frames"
     clips: Speakers = recorded
     unseen: bool = False
     n_train: int = 500
-    n_test: int = 600
+    n_test: int = 4000
 
     name: ClassVar[str] = "transcription"
 
@@ -155,8 +169,12 @@ class Transcription:
 
     @property
     def spec(self) -> ModelSpec:
-        """The same for both views: one mark serves both."""
+        """The same for all views: one mark serves them."""
         return SPEC
+
+    def thiefs(self) -> Transcription:
+        """As a thief looks at it who trains on answers: every frame's own."""
+        return replace(self, reads="posteriors")
 
     def fresh(self, n: int, generator: torch.Generator) -> Batch:
         """``n`` new training strings, float32."""
@@ -168,10 +186,15 @@ class Transcription:
 
     def scores(self, model: Callable[[Tensor], Any], x: Tensor) -> Tensor:
         """From posteriors (b, frames, 11), or from an API's rows: the same, frame after frame
-        (b, frames x 11), or a confidence and the transcript's digits, padded by -1 (b, 1 + n)."""
+        (b, frames x 11), or a confidence and the transcript's digits, padded by -1 (b, 1 + n). A thief's
+        scores are (b x frames, 11)."""
         out = unwrap(model(x))
         if self.reads == "frames":
             return digit_scores(out.reshape(len(x), -1, DIGITS + 1))
+        if self.reads == "posteriors":
+            return out.reshape(-1, DIGITS + 1)
+        if self.reads == "said":
+            return said_scores(out)
         if out.ndim == 3:
             return transcript_scores(confidence(out), padded(best_path(out)).to(out.device))
         return transcript_scores(out[:, 0], out[:, 1:].long())
