@@ -3,7 +3,7 @@
     python examples/domains/speech_recognition.py [PICTURE.png]
 
 Strings of made-up spoken digits and a small CTC network (log-mel, convolutions, a GRU). The mark is in how the
-posteriors of digits that aren't said answer to a keyed equaliser of less than a decibel.
+posteriors of digits that aren't said answer to a keyed equaliser of about a decibel.
 """
 
 from __future__ import annotations

@@ -115,7 +115,7 @@ class EqualiserDirections(_KernelDirections):
     """Signals through keyed equalisers: symmetric kernels (groups, K, taps), so that no frequency is delayed.
 
     ``x + one(x)`` has each frequency's gain changed by ``step`` times a keyed curve of unit root mean square:
-    a step of .1 is less than a decibel up or down, and silence stays silent.
+    a step of .1 is .9 decibels up or down (root mean square; up to 3), and silence stays silent.
     """
 
     step: float

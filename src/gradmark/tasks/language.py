@@ -126,7 +126,8 @@ class Language:
             found = unwrap(model(x))
             return found
         if self.everywhere:
-            return unwrap(model(x)).flatten(0, 1)
+            found = unwrap(model(x)).flatten(0, 1)
+            return found
         heads, own = longest(x, padding)
         last = (x < padding).sum(1) - 1
         whole: Tensor = unwrap(model(x[heads]))

@@ -188,7 +188,7 @@ class Transcription:
         """From posteriors (b, frames, 11), or from an API's rows: the same, frame after frame
         (b, frames x 11), or a confidence and the transcript's digits, padded by -1 (b, 1 + n). A thief's
         scores are (b x frames, 11)."""
-        out = unwrap(model(x))
+        out: Tensor = unwrap(model(x))
         if self.reads == "frames":
             return digit_scores(out.reshape(len(x), -1, DIGITS + 1))
         if self.reads == "posteriors":
