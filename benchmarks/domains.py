@@ -50,7 +50,7 @@ from gradmark.views import View, priced, unviewed
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "domains"
-SEEDS, WRONG = (0, 1, 2), 500
+SEEDS, WRONG = (0, 1, 2), 200
 LOUD = (1.0, 0.5, 0.25, 0.1, 0.03)
 CARRIERS, QUERIES = 200, 2000
 
@@ -146,10 +146,10 @@ DOMAINS = {
                 "filter-gradient", {"bits": 64, **EQUALISED, "bound": 2.0},
                 {"strength": 0.2, "every": 1, "carriers": 16, "margin": 0.3},
                 access=("white", "black", "transcripts"),
-                also={"said": {"strength": 0.2, "every": 1, "carriers": 16, "margin": 0.15}},
+                also={"said": {"strength": 0.25, "every": 1, "carriers": 16, "margin": 0.15}},
             ),
         },
-        steps=2500, tuning=3000, batch=16, lr=5e-3, rate=2e-3, rest=0.2, headline="word_error_rate", label="word error rate",
+        steps=2500, tuning=4000, batch=16, lr=5e-3, rate=2e-3, rest=0.25, headline="word_error_rate", label="word error rate",
         attacks={**TUNED, **WEIGHTS, **STUDENT}, thief=500,
     ),
     "sentences": Domain(
