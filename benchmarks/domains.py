@@ -36,8 +36,8 @@ from gradmark.bench.tabular import other as other_perceptron
 from gradmark.embed.train import augmented
 from gradmark.errors import GradmarkError
 from gradmark.files import atomic_write
-from gradmark.protocols import Batch, Task, Thief
-from gradmark.stats import ks_uniform, randomised_p
+from gradmark.protocols import Batch, Task, Thief, Utility
+from gradmark.stats import ks_uniform, randomised_p, run_test
 from gradmark.suspects import ModuleSuspect
 from gradmark.tasks import faces
 from gradmark.tasks.faces import Faces, Similarity
@@ -50,7 +50,7 @@ from gradmark.views import View, priced, unviewed
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "domains"
-SEEDS, WRONG = (0, 1, 2), 200
+SEEDS, WRONG = (0, 1, 2), 100
 LOUD = (1.0, 0.5, 0.25, 0.1, 0.03)
 CARRIERS, QUERIES = 200, 2000
 
@@ -262,14 +262,14 @@ def scheme_of(part: Part, key: OwnerKey, view: Any, base: nn.Module | None) -> A
     return scheme.calibrated(key, view.data().spec, ModuleSuspect(View(view, base)), pool)
 
 
-def seen(view: Any, model: nn.Module, access: str) -> tuple[ModuleSuspect, Any]:
-    """The suspect as ``view`` sees it, and how the judge is to ask."""
+def seen(view: Any, model: nn.Module, access: str) -> tuple[ModuleSuspect, Any, Batch]:
+    """The suspect as ``view`` sees it, how the judge is to ask, and the pool of carriers."""
     if access == "pairs":
         view, model = view.over_pairs(), Similarity(model)
     if access == "transcripts":
         view = replace(view, reads="confidence")
     suspect = priced(view, ModuleSuspect(View(view, model)))
-    return suspect, "white" if access == "white" else "black"
+    return suspect, "white" if access == "white" else "black", carriers_of(view, "test")
 
 
 def judged(
@@ -277,10 +277,9 @@ def judged(
 ) -> Any:
     """``guarded``: the model gives scores already, behind something that changes them."""
     mark = MarkFile.create(key, scheme.name, scheme.parameters(), view.data().spec, "signed-rank", CARRIERS)
-    suspect, way = seen(view, model, access)
+    suspect, way, pool = seen(view, model, access)
     if guarded:
         suspect = priced(view, ModuleSuspect(model))
-    pool = carriers_of(replace(view, reads="confidence") if access == "transcripts" else view, "test")
     return verify(mark, key, suspect, pool, access=way, queries=QUERIES)
 
 
@@ -291,12 +290,11 @@ def small(verdict: Any) -> dict[str, Any]:
     return {**{n: found[n] for n in names}, "size": round(size, 4)}
 
 
-def strangers(part: Part, view: Any, model: nn.Module, access: str) -> dict[str, Any]:
+def strangers(part: Part, view: Any, model: nn.Module, access: str, keys: int) -> dict[str, Any]:
     """p-values of keys that were never embedded, with an eighth of the carriers."""
-    suspect, way = seen(view, model, access)
-    pool = carriers_of(replace(view, reads="confidence") if access == "transcripts" else view, "test")
+    suspect, way, pool = seen(view, model, access)
     draw, found = np.random.default_rng(0), []
-    for i in range(WRONG):
+    for i in range(keys):
         key = OwnerKey.from_seed(50_000 + i, "a stranger")
         scheme: Any = scheme_of(part, key, view, None)
         reading = scheme.read(
@@ -308,11 +306,10 @@ def strangers(part: Part, view: Any, model: nn.Module, access: str) -> dict[str,
         fisher = -2 * float(np.log(np.maximum(each, 1e-300)).sum())
         found.append(each[0] if len(each) == 1 else float(chi2.sf(fisher, 2 * len(each))))
     at = {f"share_{p}": float(np.mean(np.array(found) <= p)) for p in (0.01, 0.05)}
-    return {"keys": WRONG, **at, "least": min(found), "ks_p": ks_uniform(found)[1]}
+    return {"keys": keys, **at, "least": min(found), "ks_p": ks_uniform(found)[1]}
 
 
-def headline(domain: Domain, task: Any, model: nn.Module) -> float:
-    found = task.utility(model)
+def headline(domain: Domain, found: Utility) -> float:
     return float(found.details.get(domain.headline, found.percent))
 
 
@@ -351,13 +348,15 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
     models = {"base": base, "control": control, "marked": marked}
     row: dict[str, Any] = {"domain": name, "seed": seed, "headline": domain.headline}
     worth = {kind: task.utility(model) for kind, model in models.items()}
-    row["utility"] = {k: float(u.details.get(domain.headline, u.percent)) for k, u in worth.items()}
-    row["details"] = {kind: dict(u.details) for kind, u in worth.items()}
+    row["utility"] = {kind: headline(domain, found) for kind, found in worth.items()}
+    row["details"] = {kind: dict(found.details) for kind, found in worth.items()}
     if name == "transcription":
         other = Transcription(unseen=True)
         for kind, model in models.items():
-            row["details"][kind]["unseen speaker"] = headline(domain, other, model)
-    row["snr_db"] = {p: snr(schemes[p], key, views[p]) for p in domain.parts if heard(views[p])}
+            row["details"][kind]["unseen speaker"] = headline(domain, other.utility(model))
+    row["snr_db"] = {
+        p: snr(filters_of(schemes[p], key, views[p])[1], views[p]) for p in domain.parts if heard(views[p])
+    }
     row["verdicts"] = [
         {"mark": p, "access": access, "network": kind, **small(judged(schemes[p], key, views[p], model, access))}
         for p, its in domain.parts.items() for access in its.access for kind, model in models.items()
@@ -404,7 +403,11 @@ def attacked(name: str, seed: int, out: Path, before: list[dict[str, Any]]) -> l
             rows.append({"attack": label, "error": str(error)[:200]})
             continue
         model = done if bare else unviewed(done)
-        cell: dict[str, Any] = {"attack": label, "utility": headline(domain, task, model), "verdicts": []}
+        cell: dict[str, Any] = {
+            "attack": label,
+            "utility": headline(domain, task.utility(model)),
+            "verdicts": [],
+        }
         for p, its in domain.parts.items():
             if guarded and views[p] != task:
                 continue  # the guard stands before the task's own scores
@@ -423,34 +426,33 @@ def attacked(name: str, seed: int, out: Path, before: list[dict[str, Any]]) -> l
 
 
 def quiet(name: str, seed: int, out: Path) -> list[dict[str, Any]]:
-    """The filter mark, asked for more and less loudly than it was trained: evidence through the API alone."""
+    """The filter mark, asked for as loudly as it was trained and less: evidence through the API alone.
+
+    The nudges shrink and nothing else: a mark with another ``step`` would be another mark.
+    """
     domain, key, rows = DOMAINS[name], OwnerKey.from_seed(seed, "the owner"), []
-    base, views, _ = prepared(name, seed, out)
+    _, views, schemes = prepared(name, seed, out)
     task, marked = domain.task(seed), network(name, seed, "marked", out, _absent)
     for p, its in domain.parts.items():
         if not heard(views[p]):
             continue
+        suspects = {a: seen(views[p], marked, a) for a in its.access if a != "white"}
+        for label in ROUNDED if ROUNDED.keys() <= domain.attacks.keys() else ():
+            attack, parameters = ROUNDED[label]
+            thief, generator = thief_of(domain, task, marked), torch.Generator().manual_seed(seed)
+            coarse = catalog.attack(attack, parameters).run(View(task, marked), thief, generator)
+            suspects[label] = priced(views[p], ModuleSuspect(coarse)), "black", suspects["black"][2]
+        scheme, mark = filters_of(schemes[p], key, views[p])
         for factor in LOUD:
-            part = replace(its, parameters={**its.parameters, "step": factor * its.parameters["step"]})
-            scheme = scheme_of(part, key, views[p], base)
-            scheme = next(iter(getattr(scheme, "parts", ())), scheme)
-            row: dict[str, Any] = {
-                "mark": p,
-                "factor": factor,
-                "db": snr(scheme, key, views[p]),
-                "verdicts": [],
-            }
-            for access in (a for a in its.access if a != "white"):
-                found = judged(scheme, key, views[p], marked, access)
-                row["verdicts"].append({"access": access, **small(found)})
-            for label in ROUNDED if ROUNDED.keys() <= domain.attacks.keys() else ():
-                attack, parameters = ROUNDED[label]
-                thief, generator = thief_of(domain, task, marked), torch.Generator().manual_seed(seed)
-                coarse = catalog.attack(attack, parameters).run(View(task, marked), thief, generator)
-                found = judged(scheme, key, views[p], coarse, "black", guarded=True)
-                row["verdicts"].append({"access": label, **small(found)})
+            directions = replace(mark.directions, step=factor * mark.directions.step)
+            softer = replace(mark, directions=directions)
+            row: dict[str, Any] = {"mark": p, "factor": factor, "db": snr(softer, views[p]), "log10_p": {}}
+            for label, (suspect, way, pool) in suspects.items():
+                inputs = (QUERIES - suspect.entry) // suspect.price
+                found = scheme.read(softer, suspect, pool, access=way, carriers=CARRIERS, queries=inputs)
+                row["log10_p"][label] = run_test("signed-rank", found.values * found.bits).log10_p
             rows.append(row)
-            print(f"  {factor}: {row['db']:.0f} dB", [(v["access"], round(v["log10_p"], 1)) for v in row["verdicts"]], flush=True)  # fmt: skip
+            print(f"  {factor}: {row['db']:.0f} dB", row["log10_p"], flush=True)
     return rows
 
 
@@ -459,11 +461,15 @@ def heard(view: Any) -> bool:
     return view.data().spec.domain in ("image", "signal")
 
 
-def snr(scheme: Any, key: OwnerKey, view: Any) -> float:
-    """Decibels between inputs and what the filter mark adds to them, as the API gets them: the median."""
+def filters_of(scheme: Any, key: OwnerKey, view: Any) -> tuple[Any, Any]:
+    """The filter scheme and its mark: of an ensemble the first part, which is just what it is alone."""
+    filters = scheme.parts[0] if hasattr(scheme, "parts") else scheme
+    return filters, filters.mark(key, view.data().spec)
+
+
+def snr(filters: Any, view: Any) -> float:
+    """Decibels between inputs and what a filter mark adds to them, as the API gets them: the median."""
     spec = view.data().spec
-    mark = scheme.mark(key, spec)
-    filters = mark.parts[0] if hasattr(mark, "parts") else mark
     x, labels = (part[:64] for part in carriers_of(view, "test"))
     nudge = filters.directions.one(x, filters.group(labels), torch.arange(len(x)) % filters.directions.n)
     noise = (spec.snap(x + nudge) - x).flatten(1).square().mean(1)
@@ -479,6 +485,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "work" / "domains")
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--only", choices=("evidence", "quiet", "strangers", "attacks"), nargs="+")
+    parser.add_argument("--keys", type=int, default=WRONG, help="of strangers; read again where fewer were")
     parser.add_argument("--table", action="store_true")
     given = parser.parse_args()
     torch.set_num_threads(1)
@@ -491,10 +498,10 @@ def main() -> None:
             if "verdicts" not in row:
                 row = keep(path, run(name, seed, given.out))
                 print(name, seed, row["utility"], [(v["mark"], v["access"], v["network"], round(v["log10_p"], 1)) for v in row["verdicts"]], flush=True)  # fmt: skip
-            if "quiet" in wanted and "quiet" not in row and "snr_db" in row and row["snr_db"]:
+            if "quiet" in wanted and "quiet" not in row and row.get("snr_db"):
                 row = keep(path, {**row, "quiet": quiet(name, seed, given.out)})
-            if "strangers" in wanted and "strangers" not in row and seed == given.seeds[0]:
-                row = keep(path, {**row, "strangers": foreign(name, seed, given.out)})
+            if "strangers" in wanted and counted(row) < given.keys and seed == given.seeds[0]:
+                row = keep(path, {**row, "strangers": foreign(name, seed, given.out, given.keys)})
             if (
                 "attacks" in wanted
                 and {a["attack"] for a in row.get("attacks", [])} < DOMAINS[name].attacks.keys()
@@ -504,12 +511,17 @@ def main() -> None:
         table(DOMAINS, RESULTS)
 
 
-def foreign(name: str, seed: int, out: Path) -> dict[str, dict[str, Any]]:
+def counted(row: dict[str, Any]) -> int:
+    """How many strangers' keys a row has."""
+    return min((w["keys"] for ways in row.get("strangers", {}).values() for w in ways.values()), default=0)
+
+
+def foreign(name: str, seed: int, out: Path, keys: int) -> dict[str, dict[str, Any]]:
     """What strangers' keys read in one seed's marked network, by mark and access."""
     _, views, _ = prepared(name, seed, out)
     marked = network(name, seed, "marked", out, _absent)
     return {
-        p: {a: strangers(its, views[p], marked, a) for a in its.access}
+        p: {a: strangers(its, views[p], marked, a, keys) for a in its.access}
         for p, its in DOMAINS[name].parts.items()
     }
 

@@ -56,14 +56,18 @@ is, `worst` the cosine of the likest impostor pair, `identified` open-set identi
 
 QUIET = """\
 Decibels between an input and what the filter mark adds to it, as the API gets it (median over inputs, mean over seeds). The mark
-was trained with a nudge of 1 and is read with smaller ones. Of an ensemble the filter part alone is read here. An equaliser's
-nudge of 1 moves each frequency's gain by .9 decibels (root mean square; up to 3), smaller ones by as much less."""
+was trained with a nudge of 1; the same mark is read with smaller ones. Of an ensemble the filter part alone is read here. An equaliser's
+nudge of 1 moves each frequency's gain by .9 decibels (root mean square; up to 3), smaller ones by as much less.
+Faces have 8 bits, which round a nudge of .03 to nothing."""
 
 
 def _quiet_lines(name: str, rows: list[dict[str, Any]]) -> list[str]:
-    """A line for each size of the nudge."""
+    """A line for each size of the nudge; of what wasn't read again, the decibels alone."""
+    first = next((r["quiet"] for r in rows if "quiet" in r), None)
+    if first is None:
+        means = {p: statistics.mean(r["snr_db"][p] for r in rows) for p in rows[0].get("snr_db", {})}
+        return [f"| {name} | {p} | 1 | {db:.1f} | not read again |" for p, db in means.items()]
     lines = []
-    first = next((r["quiet"] for r in rows if "quiet" in r), [])
     for at in first:
         same = [
             q
@@ -72,9 +76,9 @@ def _quiet_lines(name: str, rows: list[dict[str, Any]]) -> list[str]:
             if (q["mark"], q["factor"]) == (at["mark"], at["factor"])
         ]
         found = []
-        for access in (v["access"] for v in at["verdicts"]):
-            ps = [v["log10_p"] for q in same for v in q["verdicts"] if v["access"] == access]
-            found.append(f"{access}: {', '.join(f'{p:.1f}' for p in ps)}")
+        for access in at["log10_p"]:
+            ps = ", ".join(f"{q['log10_p'][access]:.1f}" for q in same)
+            found.append(f"{access}: {ps}")
         db = statistics.mean(q["db"] for q in same)
         lines.append(f"| {name} | {at['mark']} | {at['factor']:g} | {db:.1f} | {'; '.join(found)} |")
     return lines

@@ -204,7 +204,7 @@ def test_said_digits_are_scored_where_they_are_said() -> None:
 
 
 def test_said_digits_move_as_the_confidence_does() -> None:
-    """Turn up one digit of a transcript a little: both views see it favoured by about as much."""
+    """Turn up one digit of a transcript a little: both views favour it, and leave alone what isn't said."""
     logits = torch.full((1, 6, 11), 0.0)
     for t, digit in enumerate([BLANK, 3, BLANK, 7, 7, BLANK]):
         logits[0, t, digit] = 5.0

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
 from gradmark.errors import PreflightError
-from gradmark.suspects.checks import rnns_without_cudnn
+from gradmark.suspects.checks import has_rnn, rnns_without_cudnn
 from gradmark.views import View
 
 REENTRANT = "CheckpointFunctionBackward"
@@ -108,7 +108,7 @@ def plain_kernels(model: nn.Module, exact: bool) -> Iterator[None]:
             from torch.nn.attention import SDPBackend, sdpa_kernel
 
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-            if any(isinstance(part, nn.RNNBase) for part in model.modules()):
+            if has_rnn(model):
                 stack.enter_context(_without_onednn())
         yield
 

@@ -28,7 +28,7 @@ from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading
 from gradmark.questions import Questions
 from gradmark.reference import seal, unseal, without
-from gradmark.scores import check_pool, log_scores, wide
+from gradmark.scores import check_pool, log_scores, mean_by, wide
 from gradmark.suspects.checks import unwrap
 
 _HISTORY = 12  # points on the curve of p against queries
@@ -200,7 +200,5 @@ class ClassContrast:
 
     def _means(self, mark: ClassContrastMark, values: Tensor, labels: Tensor) -> Tensor:
         """Mean (n,) of each bit's contrasts, less what is natural; zero for classes without inputs."""
-        group, count = labels % mark.groups, mark.contrasts.shape[1]
-        total = torch.zeros(mark.groups, count, dtype=torch.float64).index_add_(0, group, values)
-        seen = torch.bincount(group, minlength=mark.groups).clamp_min(1)[:, None]
-        return without((total / seen).flatten()[: len(mark.bits)], mark.reference)
+        means = mean_by(values, labels % mark.groups, mark.groups)
+        return without(means.flatten()[: len(mark.bits)], mark.reference)

@@ -83,7 +83,8 @@ class FilterGradient:
     ``contrasts_per_carrier``: gradients taken per carrier when reading white-box. ``kernel_size``,
     ``whitening``, ``step``, ``equaliser``: see :mod:`gradmark.carriers`. ``reference``: sealed readings
     of an unmarked network, from :meth:`calibrated`. ``bound``: through an API, each pair of queries counts
-    for at most so many times what the middle one does (0: no bound), for answers that jump at times.
+    for at most so many times what the middle one does (0: no bound), for answers that jump at times; a
+    step-by-step reading, which doesn't know the middle yet, goes without.
     """
 
     bits: int = 64

@@ -90,8 +90,11 @@ def brief(cause: BaseException, limit: int = 200) -> str:
     return f"{type(cause).__name__}: {lines[0][:limit].rstrip('.')}" if lines else type(cause).__name__
 
 
+def has_rnn(model: nn.Module) -> bool:
+    """Whether some part of ``model`` is a recurrent network of torch's own."""
+    return any(isinstance(part, nn.RNNBase) for part in model.modules())
+
+
 def rnns_without_cudnn(model: nn.Module) -> AbstractContextManager[Any]:
     """A block in which ``model``'s RNNs, if it has any, can be differentiated in evaluation mode too."""
-    if any(isinstance(part, nn.RNNBase) for part in model.modules()):
-        return torch.backends.cudnn.flags(enabled=False)
-    return nullcontext()
+    return torch.backends.cudnn.flags(enabled=False) if has_rnn(model) else nullcontext()

@@ -9,8 +9,8 @@ mark rides on the posteriors instead, of which there are these views:
 - ``confidence``: an API that shows a transcript and how sure it is; the same mark serves. The score of a
   digit is its share of the transcript times the log-odds of the confidence c, the geometric mean of the
   best path's probability over the frames that say a digit: what favours it makes transcripts with it surer.
-- ``said``: what ``confidence`` is trained through, since a best path jumps and an average of all
-  frames doesn't: a digit's log-odds at the frames that say it, weighted by how surely they do.
+- ``said``: what ``confidence`` is trained through, since a best path jumps and this
+  doesn't: a digit's log-odds at the frames that say it, weighted by how surely they do.
 - ``posteriors``: what a thief learns from, each frame's answer on its own.
 
 The direction at a recording is that recording through a keyed filter (:mod:`gradmark.carriers`). Features
@@ -128,7 +128,7 @@ def digit_scores(log_p: Tensor) -> Tensor:
 
 
 def said_scores(log_p: Tensor) -> Tensor:
-    """(b, 10) log-odds of each digit, its own probability's mean over the frames, as a share of all digits'.
+    """(b, 10) ``sum_t p_td log(p_td / (1 - p_td)) / sum_td p_td``; p_td is digit d's probability at frame t.
 
     Less 1, as :func:`transcript_scores`, whose smooth relative this is.
     """
