@@ -445,7 +445,7 @@ def quiet(name: str, seed: int, out: Path) -> list[dict[str, Any]]:
         scheme, mark = filters_of(schemes[p], key, views[p])
         for factor in LOUD:
             directions = replace(mark.directions, step=factor * mark.directions.step)
-            softer = replace(mark, directions=directions)
+            softer = replace(mark, directions=directions, asked=directions)
             row: dict[str, Any] = {"mark": p, "factor": factor, "db": snr(softer, views[p]), "log10_p": {}}
             for label, (suspect, way, pool) in suspects.items():
                 inputs = (QUERIES - suspect.entry) // suspect.price

@@ -12,7 +12,7 @@ from torch import nn
 
 from conformance import CLASSES, KEY, SPECS, Counting, inputs, network, scheme_for, white
 from gradmark.errors import MismatchError, UsageError
-from gradmark.protocols import ModelSpec
+from gradmark.protocols import Access, ModelSpec
 from gradmark.schemes.filter_gradient import FilterGradient, FilterGradientMark
 
 Array = np.ndarray
@@ -138,6 +138,9 @@ def test_silence_has_no_direction() -> None:
         (FilterGradient(bound=-1.0), SPECS["grey"]),
         (FilterGradient(bound=float("inf")), SPECS["grey"]),
         (FilterGradient(step=0.0), SPECS["grey"]),
+        (FilterGradient(step=1.5), SPECS["grey"]),
+        (FilterGradient(reading_step=-0.1), SPECS["grey"]),
+        (FilterGradient(reading_step=1.5), SPECS["grey"]),
         (FilterGradient(bits=10_000), SPECS["grey"]),
         (FilterGradient(kernel_size=4), SPECS["grey"]),
         (FilterGradient(kernel_size=17), SPECS["grey"]),
@@ -199,3 +202,23 @@ def test_a_bounded_reading_bears_answers_that_jump() -> None:
     )
     assert near < far / 3
     assert torch.equal(read(replace(plain, bound=1e9), Counting(network("vector"))), honest)
+
+
+def test_an_api_is_asked_as_quietly_as_wanted() -> None:
+    """Smaller nudges lie along the same directions, and reading with them comes nearer the gradient."""
+    loud = FilterGradient(step=0.5)
+    quiet = replace(loud, reading_step=0.005, contrasts_per_carrier=8)
+    assert "reading_step" not in loud.parameters() and quiet.parameters()["reading_step"] == 0.005
+    mark, pool = quiet.mark(KEY, SPECS["vector"]), inputs("vector", 100, seed=4)
+    along, asked = (d.all(pool[0], mark.group(pool[1])) for d in (mark.directions, mark.asked))
+    torch.testing.assert_close(along, 100 * asked)
+
+    def read(mark: FilterGradientMark, access: Access) -> torch.Tensor:
+        queries = 2 * len(pool[0]) * mark.directions.n
+        suspect = white(network("vector"))
+        values = quiet.read(mark, suspect, pool, access=access, carriers=100, queries=queries).values
+        return values / values.norm()
+
+    exact = read(mark, "white")
+    near, far = ((read(m, "black") - exact).norm() for m in (mark, replace(mark, asked=mark.directions)))
+    assert near < far / 5

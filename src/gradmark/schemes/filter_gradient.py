@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
@@ -39,8 +40,8 @@ Method = Literal["exact", "central-difference"]
 _CHUNK = 64  # carriers at a time: bounds memory at K copies of each
 _HISTORY = 12  # points on the curve of p against queries
 _REFERENCE_CARRIERS, _REFERENCE_PAIRS = 500, 4000
-_MANY = 16  # directions
-_SWAPS = 8  # pairs of tokens that a white-box reading puts into each carrier
+_LATER = ("reference", "equaliser", "bound", "reading_step")
+_MANY, _SWAPS = 16, 8  # directions, and pairs of tokens that a white-box reading puts into each carrier
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,8 @@ class FilterGradientMark:
     spec: ModelSpec
     bits: Tensor
     directions: Directions
+    asked: Directions
+    """``directions``, of the size an API is asked with."""
     contrasts: Tensor
     """(C, L, C): rows of ``contrasts[c]`` are orthogonal, sum to zero and are zero at ``c``."""
     key: OwnerKey
@@ -84,7 +87,8 @@ class FilterGradient:
     ``whitening``, ``step``, ``equaliser``: see :mod:`gradmark.carriers`. ``reference``: sealed readings
     of an unmarked network, from :meth:`calibrated`. ``bound``: through an API, each pair of queries counts
     for at most so many times what the middle one does (0: no bound), for answers that jump at times; a
-    step-by-step reading, which doesn't know the middle yet, goes without.
+    step-by-step reading, which doesn't know the middle yet, goes without. ``reading_step``: an API's nudges,
+    where they are to be smaller than those of training (0: ``step``); coarse levels round tiny ones away.
     """
 
     bits: int = 64
@@ -97,6 +101,7 @@ class FilterGradient:
     reference: str = ""
     equaliser: bool = False
     bound: float = 0.0
+    reading_step: float = 0.0
 
     name: ClassVar[str] = "filter-gradient"
     margin: ClassVar[float] = 0.3
@@ -105,7 +110,7 @@ class FilterGradient:
 
     def parameters(self) -> dict[str, Any]:
         # Marks made before there were these keep their bytes.
-        return {n: v for n, v in asdict(self).items() if v or n not in ("reference", "equaliser", "bound")}
+        return {n: v for n, v in asdict(self).items() if v or n not in _LATER}
 
     def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> FilterGradient:
         """This scheme with ``unmarked``'s readings taken away from all later ones.
@@ -131,8 +136,8 @@ class FilterGradient:
         Raises UsageError where the input offers fewer directions than the bits need.
         """
         small = min(self.bits, self.contrasts, self.class_groups, self.kernel_size) < 1
-        if small or not 0 < self.step <= 1 or not 0 <= self.bound < math.inf:
-            least = "one bit, contrast, class group and tap, 0 < step <= 1, and 0 <= bound"
+        if small or not 0 <= self.reading_step <= 1 >= self.step > 0 or not 0 <= self.bound < math.inf:
+            least = "one bit, contrast, class group and tap, 0 < step <= 1, reading_step <= 1, and 0 <= bound"
             raise UsageError("A mark can't be that small", expected=f"at least {least}", found=repr(self))
         if spec.n_classes < 2:
             raise UsageError("The model needs at least two classes", found=str(spec.n_classes))
@@ -141,15 +146,17 @@ class FilterGradient:
             for one in (replace(self, reference=""), self)
         )
         per_class = min(self.contrasts, max(1, spec.n_classes - 2))
-        directions = keyed_directions(
-            key, spec, n=math.ceil(self.bits / per_class), groups=self._groups(spec), context=context,
-            kernel_size=self.kernel_size, whitening=self.whitening, step=self.step, equaliser=self.equaliser,
+        along = partial(
+            keyed_directions, key, spec, n=math.ceil(self.bits / per_class), groups=self._groups(spec),
+            context=context, kernel_size=self.kernel_size, whitening=self.whitening, equaliser=self.equaliser,
         )  # fmt: skip
+        directions = along(step=self.step)
+        asked = along(step=self.reading_step) if self.reading_step else directions
         # Directions come first and bits last: what was measured along the former can't know the latter.
         bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=full)).float()
         reference = unseal(key, self.reference, context, self.bits) if self.reference else None
         w = wrong_class_contrasts(key, spec, per_class, self._groups(spec), context)
-        return FilterGradientMark(spec, bits, directions, w, key, context, reference)
+        return FilterGradientMark(spec, bits, directions, asked, w, key, context, reference)
 
     def _groups(self, spec: ModelSpec) -> int:
         return min(self.class_groups, spec.n_classes)
@@ -212,11 +219,11 @@ class FilterGradient:
             # Tokens have no derivative: as many pairs as cost about what gradients would.
             found = self._read_black(mark, suspect, x, labels, 2 * _SWAPS * len(x))
             return replace(found, access="white", queries=0, history=())
-        if access == "white":
-            if not isinstance(suspect, WhiteBox):
-                raise MismatchError("White-box reading needs the model itself", found=suspect.name)
-            return self._read_white(mark, suspect, x, labels)
-        return self._read_black(mark, suspect, x, labels, queries)
+        if access == "black":
+            return self._read_black(mark, suspect, x, labels, queries)
+        if not isinstance(suspect, WhiteBox):
+            raise MismatchError("White-box reading needs the model itself", found=suspect.name)
+        return self._read_white(mark, suspect, x, labels)
 
     def questions(self, mark: FilterGradientMark, pool: Batch, carriers: int) -> tuple[Questions, ...]:
         """A cell is a direction; an observation of it, a pair of queries at a carrier of its own."""
@@ -231,7 +238,7 @@ class FilterGradient:
         def ask(cell: int, number: int) -> Tensor:
             i = torch.tensor([cell])
             j = carrier(i, torch.tensor([number]))
-            both = nudged(mark.directions, x[j], mark.group(labels[j]), i)
+            both = nudged(mark.asked, x[j], mark.group(labels[j]), i)
             return mark.spec.snap(torch.cat(both))
 
         def read(scores: Tensor, cells: Tensor, numbers: Tensor) -> Tensor:
@@ -271,9 +278,7 @@ class FilterGradient:
         k = mark.directions.n
         pairs = min(queries // 2, len(x) * k)
         if not pairs:
-            return Reading(
-                torch.zeros(len(mark.bits), dtype=torch.float64), mark.bits.double(), 0, 0, "black"
-            )
+            return Reading(torch.zeros(len(mark.bits)).double(), mark.bits.double(), 0, 0, "black")
         p = torch.arange(pairs)
         which = p % len(x)
         i = (which + p // len(x)) % k  # so k rounds take every carrier along every direction once
@@ -281,7 +286,7 @@ class FilterGradient:
         asked, labels_of = [], []
         for part in p.split(2 * _CHUNK):
             j = which[part]
-            both = nudged(mark.directions, x[j], mark.group(labels[j]), i[part])
+            both = nudged(mark.asked, x[j], mark.group(labels[j]), i[part])
             asked.append(suspect.query(torch.stack([mark.spec.snap(b) for b in both], 1).flatten(0, 1)))
             labels_of.append(labels[j])
         # All answers are judged together: whether an API rounds must not depend on the chunk.
