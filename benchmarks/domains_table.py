@@ -85,9 +85,10 @@ def _quiet_lines(name: str, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _compared(pairs: list[tuple[float, float]], relative: bool, digits: int) -> str:
-    """Control, marked and the difference as table cells."""
-    change = [100 * (m / c - 1) if relative else m - c for c, m in pairs]
+    """Control, marked and the difference as table cells; the relative one is of the controls' mean, since single
+    word error rates near nothing make ratios of any size."""
     middle = [statistics.mean(v) for v in zip(*pairs, strict=True)]
+    change = [(m - c) * (100 / middle[0] if relative else 1) for c, m in pairs]
     unit, d = (" %", 2) if relative else ("", digits)
     spread = ""
     if len(change) > 1:
@@ -112,8 +113,9 @@ def _detail_lines(domain: Domain, rows: list[dict[str, Any]]) -> list[str]:
     lines = []
     for measure in rows[0]["details"]["control"]:
         pairs = [(r["details"]["control"][measure], r["details"]["marked"][measure]) for r in rows]
+        relative = domain.headline in RELATIVE
         digits = 2 if max(max(pair) for pair in pairs) > 2 else 4
-        lines.append(f"| {rows[0]['domain']} | {measure} | {_compared(pairs, False, digits)} |")
+        lines.append(f"| {rows[0]['domain']} | {measure} | {_compared(pairs, relative, digits)} |")
     return lines
 
 

@@ -105,7 +105,7 @@ def _queries() -> list[Configured]:
         Configured("input-smooth", "input-smooth", domains=spatial),
         Configured("input-jpeg", "input-jpeg", domains=images),
         Configured("input-depth", "input-depth"),
-        Configured("input-flip", "input-flip", domains=spatial),
+        Configured("input-flip", "input-flip", domains=images),
         Configured("input-crop", "input-crop", domains=spatial),
         Configured("input-squeeze", "input-squeeze", domains=spatial),
         Configured("input-pca", "input-pca"),
