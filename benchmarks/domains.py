@@ -50,7 +50,7 @@ from gradmark.views import View, priced, unviewed
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results" / "domains"
-SEEDS, WRONG = (0, 1, 2), 100
+SEEDS, WRONG = (0, 1, 2), 1000
 LOUD = (1.0, 0.5, 0.25, 0.1, 0.03)
 CARRIERS, QUERIES = 200, 2000
 
@@ -146,7 +146,7 @@ DOMAINS = {
                 "filter-gradient", {"bits": 64, **EQUALISED, "bound": 2.0, "reading_step": 0.01},
                 {"strength": 0.2, "every": 1, "carriers": 16, "margin": 0.3},
                 access=("white", "black", "transcripts"),
-                also={"said": {"strength": 0.35, "every": 1, "carriers": 16, "margin": 0.15}},
+                also={"said": {"strength": 0.5, "every": 1, "carriers": 16, "margin": 0.15}},
             ),
         },
         steps=2500, tuning=4000, batch=16, lr=5e-3, rate=2e-3, rest=0.25, headline="word_error_rate", label="word error rate",

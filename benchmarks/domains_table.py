@@ -43,11 +43,10 @@ def table(domains: dict[str, Domain], results: Path) -> None:
 
 
 INTRODUCTION = """\
-Made by `python benchmarks/domains.py --table` from `results/domains`. Seeds 0, 1 and 2 of each task, as far as they are
-measured (a task with none is left out), 200 carriers. From a network trained
-without a mark two are tuned on one schedule and the same batches: control and marked. With faces a seed is also a split of
+Made by `python benchmarks/domains.py --table` from `results/domains`. Eight seeds of each task, 0 to 7 (the last five by `--seeds 3 4 5 6 7
+--only evidence`), attacks and quieter readings on the first three; 200 carriers. From a network trained without a mark two are tuned on one schedule and the same batches: control and marked. With faces a seed is also a split of
 the people (ORL at 28 x 23 pixels), with spoken digits (`speech`) and digit strings (`transcription`) one speaker is unheard.
-Means over seeds; differences with 95 % intervals (t), in points, or in percent of the control's for word error rate and perplexity."""
+Means over seeds; differences with 95 % intervals (t), in points, or in percent of the controls' mean for word error rate and perplexity."""
 DETAILS = """\
 Of faces, on pairs of people whom no training saw: `tar` is the share of genuine pairs accepted where one impostor pair in a thousand
 is, `worst` the cosine of the likest impostor pair, `identified` open-set identification at one false alarm in a hundred;
@@ -57,7 +56,8 @@ is, `worst` the cosine of the likest impostor pair, `identified` open-set identi
 QUIET = """\
 Decibels between an input and what the filter mark adds to it, as the API gets it (median over inputs, mean over seeds). The mark
 was trained with a nudge of 1; the same mark is read with smaller ones. Of an ensemble the filter part alone is read here. An equaliser's
-nudge of 1 moves each frequency's gain by .9 decibels (root mean square; up to 3), smaller ones by as much less.
+nudge of 1 moves each frequency's gain by .9 decibels (root mean square; up to 3), smaller ones by as much less. Transcription
+is read with a nudge of .1 elsewhere in this file (`reading_step`).
 Faces have 8 bits, which round a nudge of .03 to nothing."""
 
 
