@@ -212,8 +212,8 @@ def write() -> None:
         "Made by `python benchmarks/queries.py --table` from `results/queries`. Inputs have 8 bits; the API gives probabilities.",
         f"Queries until e >= 1e{TARGET:.0f}, the median over seeds in bold (in brackets each seed), by the parts of the mark that are read;",
         f"at most {BUDGET} queries. The method and its proof are in `docs/sequential.md`. GradSigns as published takes {GRADSIGNS:,} queries for 64 bits.",
-        "Triggers alone reach it whatever the API tells. The other columns are for a thief who notices them: without triggers four",
-        "decimals, or three, still suffice, two decimals, noise or the label alone don't.", "",
+        "Triggers alone reach it whatever the API tells. The other columns are for a thief who notices them: without triggers two",
+        "decimals, or noise of .01, still suffice, one decimal, noise of .05 or the label alone don't.", "",
         *[line for task in sorted({r["task"] for r in found}) for line in table(found, task)], *nulls(),
         "![e against queries](results/queries/curves.svg)", "",
     ]  # fmt: skip
