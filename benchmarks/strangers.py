@@ -1,10 +1,11 @@
 """Keys that were never embedded, on marked networks, attacked or not: are their p-values uniform?
 
     gradmark bench benchmarks/suites/strangers.toml --out bench-strangers
-    python benchmarks/strangers.py bench-strangers
+    gradmark bench benchmarks/suites/cifar10-strangers.toml --out bench-cifar10-strangers
+    python benchmarks/strangers.py bench-strangers bench-cifar10-strangers
 
 Every key's reference comes from the same unmarked control, and its bits are drawn afterwards. Writes
-results/strangers.json and prints it as a table. Within a row keys are independent; the rows share their keys.
+results/strangers.json, where rows of tasks that aren't given stay, and prints it as a table. Within a row keys are independent; the rows share their keys.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ def main() -> None:
     if args.out:
         paths = [path for out in args.out for path in sorted((out / "cells").glob("*/ensemble/*.json"))]
         rows = [row(cell) for path in paths for cell in json.loads(path.read_text())]
+        tasks = {one["task"] for one in rows}
+        rows = [one for one in json.loads(RESULTS.read_text()) if one["task"] not in tasks] + rows
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
     rows = json.loads(RESULTS.read_text())
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
