@@ -12,7 +12,7 @@ from torch import nn
 import strange
 from commandline import gradmark, refused
 from conformance import KEY, SPECS, network, same_world, scheme_for, world
-from gradmark.embed import Preflight, survey
+from gradmark.embed import Preflight, surroundings, survey
 from gradmark.embed.modes import penalty_mode
 from gradmark.suspects import ModuleSuspect
 
@@ -131,6 +131,15 @@ def test_settings_without_sense_are_refused(more: tuple[str, str], words: tuple[
     if torch.cuda.is_available() and "cuda:7" in more:
         pytest.skip("there is an accelerator")
     refused(gradmark("preflight", "--model", "tiny:net", "--data", "digits", *more), *words)
+
+
+@pytest.mark.parametrize(("device", "told"), [("cuda", True), ("cpu", False)])
+def test_an_rnn_on_an_accelerator_is_told(monkeypatch: pytest.MonkeyPatch, device: str, told: bool) -> None:
+    """By what it is: the penalty's graph holds no kernel of cuDNN."""
+    monkeypatch.setattr(torch.backends.cudnn, "is_available", lambda: True)
+    rnn, other = nn.Sequential(nn.LSTM(4, 4)), nn.Linear(4, 4)
+    assert surroundings._cudnn_rnn(rnn, torch.device(device)) is told
+    assert not surroundings._cudnn_rnn(other, torch.device(device))
 
 
 def test_rnns_are_differentiated_without_cudnn() -> None:

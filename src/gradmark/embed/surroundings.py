@@ -17,11 +17,10 @@ from gradmark.embed.ranks import Ranks
 from gradmark.embed.wrappers import REENTRANT, compiled, operations, refuse, sharded
 from gradmark.errors import PreflightError
 from gradmark.protocols import Batch, Mark, Scheme
-from gradmark.suspects.checks import brief, unwrap
+from gradmark.suspects.checks import brief, has_rnn, unwrap
 
 _NO_SECOND = (
     ("ScaledDotProduct", "fused attention", "exact: attention by its formula around the penalty"),
-    ("CudnnRnn", "a cuDNN RNN", "cuDNN is off around the penalty"),
     ("MkldnnRnn", "a fused RNN", "exact: oneDNN is off around the penalty"),
     ("CtcLoss", "a CTC loss in forward", "central difference"),
 )
@@ -104,6 +103,8 @@ def _inside(model: nn.Module, batch: Batch) -> list[Finding]:
     found = []
     if any(isinstance(m, _NormBase) and m.training for m in model.modules()):
         found.append(Finding("batch norm in training", "batch statistics; running ones stay as they are"))
+    if _cudnn_rnn(model, batch[0].device):
+        found.append(Finding("a cuDNN RNN", "cuDNN is off around the penalty"))
     try:
         with penalty_mode(model), torch.random.fork_rng(devices=[]):
             x = batch[0].detach().requires_grad_(batch[0].is_floating_point())
@@ -122,3 +123,8 @@ def _inside(model: nn.Module, batch: Batch) -> list[Finding]:
 
 def _plain(name: str) -> str:
     return name.removesuffix("Backward")
+
+
+def _cudnn_rnn(model: nn.Module, device: torch.device) -> bool:
+    """Whether training runs cuDNN's RNNs, which the penalty's own pass never shows."""
+    return device.type == "cuda" and torch.backends.cudnn.is_available() and has_rnn(model)
