@@ -36,6 +36,7 @@ from gradmark.bench.tabular import other as other_perceptron
 from gradmark.embed.train import augmented
 from gradmark.errors import GradmarkError
 from gradmark.files import atomic_write
+from gradmark.guards import Guard, normal
 from gradmark.protocols import Batch, Task, Thief, Utility
 from gradmark.stats import ks_uniform, randomised_p, run_test
 from gradmark.suspects import ModuleSuspect
@@ -354,7 +355,7 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
         other = Transcription(unseen=True)
         for kind, model in models.items():
             row["details"][kind]["unseen speaker"] = headline(domain, other.utility(model))
-            row["details"][kind]["in noise of .02"] = headline(domain, task.utility(Noisy(model)))
+            row["details"][kind]["in noise of .02"] = headline(domain, task.utility(noisy(model)))
     row["snr_db"] = {
         p: snr(filters_of(schemes[p], key, views[p])[1], views[p]) for p in domain.parts if heard(views[p])
     }
@@ -366,15 +367,13 @@ def run(name: str, seed: int, out: Path) -> dict[str, Any]:
     return row
 
 
-class Noisy(nn.Module):
+def noisy(model: nn.Module, level: float = 0.02) -> nn.Module:
     """What a model hears in a noise louder than any of its training, the same for every model."""
 
-    def __init__(self, model: nn.Module, level: float = 0.02) -> None:
-        super().__init__()
-        self.model, self.level, self.generator = model, level, torch.Generator().manual_seed(4)
+    def before(x: torch.Tensor, noise: torch.Generator) -> torch.Tensor:
+        return x + level * normal(x, noise)
 
-    def forward(self, x: torch.Tensor) -> Any:
-        return self.model(x + self.level * torch.randn(x.shape, generator=self.generator))
+    return Guard(model, torch.Generator().manual_seed(4), before=before)
 
 
 def prepared(name: str, seed: int, out: Path) -> tuple[nn.Module, dict[str, Any], dict[str, Any]]:

@@ -23,6 +23,7 @@ from gradmark.stats import mean_interval
 
 HERE = Path(__file__).parent
 CELLS, PAGE = HERE / "results" / "robustness" / "cells.json", HERE / "ROBUSTNESS.md"
+FRESH = CELLS.with_name("fresh.json")
 KEPT = ("task", "scheme", "flagship", "attack", "parameters", "seed", "access", "utility_control", "utility_marked",
         "utility_after", "stealing_loss", "log10_p", "match", "n_bits", "queries", "seconds", "removal",
         "wrong_key_log10_p", "versions", "error")  # fmt: skip
@@ -142,6 +143,30 @@ def _shortfalls(cells: list[Cell], schemes: list[str]) -> Iterator[str]:
         rows.append((s, len(own), len(worth), len(short), text if len(text) < 1500 else text[:1500] + " ..."))
     yield from _table(
         ("scheme", "cells", "with a loss of 5 or less", "short", "which, with log10 p of each seed"), rows
+    )
+    yield from _fresh([c for c in cells if c["flagship"] and c["removal"]])
+
+
+def _fresh(short: list[Cell]) -> Iterator[str]:
+    """What removing the default scheme's mark leaves, beside what its thief can have without stealing."""
+    if not short or not FRESH.exists():
+        return
+    anew = json.loads(FRESH.read_text()).get(short[0]["task"], {})
+    if not anew:
+        return
+    yield (
+        "What these attacks leave beside what the thief can have without stealing: a network that he trains anew by the owner's recipe on the third of the "
+        f"training data that is his reaches {np.mean(list(anew.values())):.1f} % in the mean of {len(anew)} seeds (`fresh.py`).\n"
+    )
+    rows = []
+    for attack in dict.fromkeys(c["attack"] for c in short):
+        left = {
+            c["seed"]: c["utility_after"] for c in short if c["attack"] == attack and str(c["seed"]) in anew
+        }
+        gained = [value - anew[str(seed)] for seed, value in left.items()]
+        rows.append((attack, len(left), f"{np.mean(list(left.values())):.1f}", f"{np.mean(gained):+.1f}"))
+    yield from _table(
+        ("attack", "seeds where it removes the mark", "left", "over a network of his own"), rows
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradmark import catalog
 from gradmark._version import __version__
@@ -126,16 +126,21 @@ def _attacked(unit: Unit, experiment: Experiment, model: nn.Module, folder: Path
     return done if unit.attack.query_side else viewed(task, unviewed(done))
 
 
+def thiefs_rows(experiment: Experiment, seed: int) -> tuple[Tensor, torch.Generator]:
+    """The training inputs that the thief of a seed has, and the generator that drew them, for all else."""
+    draw = torch.Generator().manual_seed(_number("thief", experiment.name, seed))
+    n = len(experiment.data().to_train())
+    return torch.randperm(n, generator=draw)[: int(n * experiment.thief_share)], draw
+
+
 def thief_of(unit: Unit, experiment: Experiment, folder: Path, device: torch.device) -> Thief:
     """A third of the training inputs, drawn by the seed alone, and all else that the thief may use.
 
     All of it lies on ``device``.
     """
-    data, draw = experiment.data(), torch.Generator().manual_seed(_number("thief", unit.task, unit.seed))
-    train, means = data.to_train(), experiment.means
-    x, labels = train.batch(
-        torch.randperm(len(train), generator=draw)[: int(len(train) * experiment.thief_share)]
-    )
+    data, means = experiment.data(), experiment.means
+    index, draw = thiefs_rows(experiment, unit.seed)
+    x, labels = data.to_train().batch(index)
     x, labels = x.to(device), labels.to(device)
     own = obtain(networks_of(unit)["sibling"], folder, device=str(device))
     sibling = viewed(experiment.stolen(), own)
