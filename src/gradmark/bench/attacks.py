@@ -77,6 +77,7 @@ def _weights() -> list[Configured]:
     rows = [Configured(f"prune-{f:g}", "prune", {"fraction": f}) for f in (0.3, 0.5, 0.7)]
     rows.append(Configured("prune-structured-0.3", "prune", {"fraction": 0.3, "structured": True}))
     rows += [Configured(f"quantize-{b}", "quantize", {"bits": b}) for b in (8, 5, 4, 3)]
+    rows += [Configured(f"quantize-{kind}", "quantize", {"kind": kind}) for kind in ("fp8", "bf16")]
     rows.append(Configured("torchao-int8", "torchao-int8"))
     rows += [Configured(f"noise-{v:g}", "noise", {"level": v}) for v in (0.05, 0.1, 0.2)]
     rows += [Configured(f"weight-shift-{v:g}", "weight-shift", {"strength": v}) for v in (0.5, 1.5)]
