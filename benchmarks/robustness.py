@@ -163,6 +163,8 @@ def _fresh(short: list[Cell]) -> Iterator[str]:
         left = {
             c["seed"]: c["utility_after"] for c in short if c["attack"] == attack and str(c["seed"]) in anew
         }
+        if not left:
+            continue
         gained = [value - anew[str(seed)] for seed, value in left.items()]
         rows.append((attack, len(left), f"{np.mean(list(left.values())):.1f}", f"{np.mean(gained):+.1f}"))
     yield from _table(
