@@ -43,17 +43,16 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("tasks", nargs="*", default=TASKS)
+    found = json.loads(PATH.read_text()) if PATH.exists() else {}
     for task in parser.parse_args().tasks:
+        done = found.setdefault(task, {})
         for seed in find_suite(str(HERE / "suites" / f"{task}.toml")).seeds:
-            found = json.loads(PATH.read_text()) if PATH.exists() else {}
-            if str(seed) in found.get(task, {}):
+            if str(seed) in done:
                 continue
             with one_thread():
-                value = utility(task, seed)
-            found = json.loads(PATH.read_text()) if PATH.exists() else {}
-            found.setdefault(task, {})[str(seed)] = round(value, 3)
+                done[str(seed)] = round(utility(task, seed), 3)
             atomic_write(PATH, (json.dumps(found, indent=1, sort_keys=True) + "\n").encode(), overwrite=True)
-            print(task, seed, round(value, 2), flush=True)
+            print(task, seed, done[str(seed)], flush=True)
 
 
 if __name__ == "__main__":

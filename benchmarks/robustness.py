@@ -83,9 +83,8 @@ def _task(task: str, cells: list[Cell]) -> Iterator[str]:
     for s in schemes:
         pairs = {c["seed"]: (c["utility_control"], c["utility_marked"]) for c in cells if c["scheme"] == s}
         costs = [a - b for a, b in pairs.values()]
-        spread = "" if len(costs) < 2 else " [{:.2f}, {:.2f}]".format(*mean_interval(costs))
         mean = [float(np.mean(column)) for column in zip(*pairs.values(), strict=True)]
-        rows.append((s, len(pairs), f"{mean[0]:.2f}", f"{mean[1]:.2f}", f"{np.mean(costs):.2f}{spread}"))
+        rows.append((s, len(pairs), f"{mean[0]:.2f}", f"{mean[1]:.2f}", _mean(costs, 2)))
     yield from _table(("scheme", "seeds", "control", "marked", "cost, mean [95 %]"), rows)
     for access in ("white", "black"):
         yield from _attacks(access, [c for c in cells if c["access"] == access], schemes)
@@ -149,27 +148,32 @@ def _shortfalls(cells: list[Cell], schemes: list[str]) -> Iterator[str]:
 
 def _fresh(short: list[Cell]) -> Iterator[str]:
     """What removing the default scheme's mark leaves, beside what its thief can have without stealing."""
-    if not short or not FRESH.exists():
-        return
-    anew = json.loads(FRESH.read_text()).get(short[0]["task"], {})
+    known = json.loads(FRESH.read_text()) if short and FRESH.exists() else {}
+    anew = {int(seed): value for seed, value in known.get(short[0]["task"], {}).items()} if known else {}
     if not anew:
         return
     yield (
         "What these attacks leave beside what the thief can have without stealing: a network that he trains anew by the owner's recipe on the third of the "
-        f"training data that is his reaches {np.mean(list(anew.values())):.1f} % in the mean of {len(anew)} seeds (`fresh.py`).\n"
+        f"training data that is his reaches {_mean(list(anew.values()))} % ({len(anew)} seeds, `fresh.py`). Means [95 %].\n"
     )
-    rows = []
-    for attack in dict.fromkeys(c["attack"] for c in short):
-        left = {
-            c["seed"]: c["utility_after"] for c in short if c["attack"] == attack and str(c["seed"]) in anew
-        }
-        if not left:
-            continue
-        gained = [value - anew[str(seed)] for seed, value in left.items()]
-        rows.append((attack, len(left), f"{np.mean(list(left.values())):.1f}", f"{np.mean(gained):+.1f}"))
+    left: dict[str, dict[int, float]] = {}
+    for c in short:
+        if c["seed"] in anew:
+            left.setdefault(c["attack"], {})[c["seed"]] = c["utility_after"]
+    rows = [
+        (a, len(own), _mean(list(own.values())), _mean([v - anew[seed] for seed, v in own.items()], sign="+"))
+        for a, own in left.items()
+    ]
     yield from _table(
         ("attack", "seeds where it removes the mark", "left", "over a network of his own"), rows
     )
+
+
+def _mean(values: list[float], digits: int = 1, sign: str = "") -> str:
+    """With its interval where there are several."""
+    ends = mean_interval(values) if len(values) > 1 else ()
+    spread = f" [{', '.join(f'{v:.{digits}f}' for v in ends)}]" if ends else ""
+    return f"{np.mean(values):{sign}.{digits}f}{spread}"
 
 
 def _beside(cells: list[Cell], ours: str, theirs: str) -> Iterator[str]:
