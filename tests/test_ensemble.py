@@ -73,7 +73,10 @@ def test_names_on_the_command_line() -> None:
         catalog.scheme("filter-gradient,class-contrasts")
     with pytest.raises(UnknownNameError):
         catalog.scheme("filter-gradient,")
-    with pytest.raises(UnknownNameError):
+    joined: Any = catalog.scheme("ensemble,weights", {"weights.preserve": 0.5, "bits": 24})
+    assert joined.parts[:3] == flagship.parts
+    assert joined.parts[3] == Weights(bits=256, layers=("*",), preserve=0.5) == Weights(256, "*", 0, 0.5)
+    with pytest.raises(UsageError, match="different names"):
         catalog.scheme("filter-gradient,ensemble")
     with pytest.raises(UsageError, match="different names"):
         catalog.scheme("weights,weights")

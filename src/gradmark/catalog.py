@@ -67,6 +67,8 @@ from gradmark.tasks.transcription import Transcription
 _LARGEST = 1_000_000  # of a scheme's numbers
 FLAGSHIP = Ensemble.name
 FLAGSHIP_PARTS = ("filter-gradient", "class-contrast", "trigger")
+JOINING: dict[str, dict[str, Any]] = {"weights": {"bits": 256, "layers": ["*"]}}
+"""Parameters of what joins the flagship's parts: bits in all layers outlive what spares no single one."""
 SCHEMES: dict[str, type[Any]] = {
     "filter-gradient": FilterGradient,
     "class-contrast": ClassContrast,
@@ -180,12 +182,16 @@ def _sane(kind: type[Any], given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _ensemble(name: str, given: dict[str, Any]) -> Ensemble:
-    """``parts`` as in a mark file; without them the names' defaults. Other parameters are the first
-    part's, or, as ``PART.OPTION``, that part's."""
+    """``parts`` as in a mark file; without them the names' defaults, where ``ensemble`` stands for the
+    flagship's parts. Other parameters are the first part's, or, as ``PART.OPTION``, that part's."""
     rows = given.pop("parts", None)
     if rows is None:
-        names = FLAGSHIP_PARTS if name == Ensemble.name else tuple(n.strip() for n in name.split(","))
-        own: dict[str, dict[str, Any]] = {_known(n, SCHEMES, "scheme"): {} for n in names}
+        said = [n.strip() for n in name.split(",")]
+        names = [part for n in said for part in (FLAGSHIP_PARTS if n == Ensemble.name else (n,))]
+        joining = JOINING if Ensemble.name in said else {}
+        own: dict[str, dict[str, Any]] = {
+            _known(n, SCHEMES, "scheme"): dict(joining.get(n, {})) for n in names
+        }
         for option, value in given.items():
             part, _, inner = option.rpartition(".")
             own[_known(part, own, "part of the mark") if part else names[0]][inner] = value

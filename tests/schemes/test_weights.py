@@ -44,3 +44,18 @@ def test_missing_and_reshaped_layers_are_named() -> None:
     assert len(read(Weights(length=1024))) == 64
     with pytest.raises(UsageError):
         Weights(bits=0).mark(KEY, SPEC)
+
+
+def test_a_mean_that_hardly_varies_does_not_make_the_penalty_stiff() -> None:
+    """A softmax's head has a mean of zero over its classes: its own variance would be a wall."""
+    torch.manual_seed(0)
+    head = torch.nn.Linear(40, 10)
+    with torch.no_grad():
+        head.weight -= head.weight.mean(0)
+    scheme = Weights(8, ("*",)).calibrated(KEY, SPEC, white(head), pool("colour"))
+    mark, moved = scheme.mark(KEY, SPEC), 0.1 * float(head.weight.detach().std()) / 10**0.5
+    with torch.no_grad():
+        assert float(scheme.distortion(mark, head)) < 1e-3
+        head.weight += moved
+        # a tenth of the spread of independent weights' mean: its square over a hundredth, halved by two rows
+        assert float(scheme.distortion(mark, head)) == pytest.approx(0.5, rel=0.1)

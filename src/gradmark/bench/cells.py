@@ -73,7 +73,7 @@ def run_unit(unit: Unit, out: Path, device: str = "cpu") -> list[dict[str, Any]]
     head: dict[str, Any] = {
         "task": unit.task,
         "scheme": unit.entry.shown,
-        "flagship": unit.entry.name == catalog.FLAGSHIP,
+        "flagship": unit.entry.shown == catalog.FLAGSHIP,
         "attack": unit.attack.label,
         "attack_name": unit.attack.name,
         "parameters": plain(unit.attack.parameters),

@@ -69,7 +69,9 @@ class Experiment:
     pool: int = 2000
 
     def marking_of(self, scheme: str) -> Marking:
-        return self.markings.get(scheme, self.marking)
+        """That of ``scheme``; of several (``A,B``) the first's own, since their options are its own too."""
+        first = scheme.split(",")[0].strip()
+        return self.markings.get(scheme, self.markings.get(first, self.marking))
 
     def sibling_seed(self, seed: int) -> int:
         """Another seed: one that the suite trains anyway where training is dear."""

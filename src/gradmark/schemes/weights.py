@@ -26,6 +26,7 @@ from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WeightBox
 
 _QUANTILES = 65
+_LEAST = 0.01  # of the variance that independent weights' mean would have
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,8 @@ class Weights:
     reads: ClassVar[str] = "weights"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layers", tuple(self.layers))  # a mark file has lists
+        given: Any = self.layers  # a list in a mark file, a text on the command line
+        object.__setattr__(self, "layers", (given,) if isinstance(given, str) else tuple(given))
         object.__setattr__(self, "quantiles", tuple(tuple(map(float, row)) for row in self.quantiles))
 
     def parameters(self) -> dict[str, Any]:
@@ -108,10 +110,14 @@ class Weights:
         """Squared Wasserstein distance of the layers' weights from the quantiles, in their variances, and
         that of the filters' mean.
 
+        Where the mean hardly varies (that of a softmax's head over its classes is zero), a hundredth of what
+        independent weights' would is taken for its variance: the penalty would be too stiff for any step.
+
         The mean of both over layers, times ``preserve``; zero where no quantiles are known.
         """
         chosen = self._chosen(dict(model.named_parameters()), "the model")
         seen = [values.flatten() for w in chosen.values() for values in _seen(w)]
+        filters = [len(w) for w in chosen.values()]
         if not self.quantiles:
             return seen[0].new_zeros(())
         if len(self.quantiles) != len(seen):
@@ -120,7 +126,10 @@ class Weights:
                 expected=f"{len(self.quantiles) // 2} layers",
                 found=", ".join(chosen),
             )
-        total = [_distance(values, row) for values, row in zip(seen, self.quantiles, strict=True)]
+        total = []
+        for i, (values, row) in enumerate(zip(seen, self.quantiles, strict=True)):
+            least = _LEAST * float(np.var(self.quantiles[i - 1])) / filters[i // 2] if i % 2 else 0.0
+            total.append(_distance(values, row, least))
         return torch.stack(total).mean() * self.preserve
 
     def read(
@@ -184,9 +193,10 @@ def _quantiles(w: Tensor) -> Tensor:
     return ordered[places]
 
 
-def _distance(w: Tensor, row: tuple[float, ...]) -> Tensor:
-    """Squared Wasserstein distance of numbers (n,) from those quantiles, relative to their variance."""
+def _distance(w: Tensor, row: tuple[float, ...], least: float = 0.0) -> Tensor:
+    """Squared Wasserstein distance of numbers (n,) from those quantiles, relative to their variance, which
+    counts as ``least`` at least."""
     ordered = w.sort().values
     places, known = np.linspace(0.0, 1.0, len(w)), np.linspace(0.0, 1.0, len(row))
     wanted = torch.from_numpy(np.interp(places, known, row)).to(ordered)
-    return (ordered - wanted).square().mean() / wanted.var(correction=0).clamp_min(1e-12)
+    return (ordered - wanted).square().mean() / wanted.var(correction=0).clamp_min(max(least, 1e-12))
