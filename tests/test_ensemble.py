@@ -15,6 +15,7 @@ from gradmark import catalog
 from gradmark.codec import MarkFile
 from gradmark.commands.job import EmbedJob
 from gradmark.embed import Marker
+from gradmark.embed.heads import answered
 from gradmark.ensemble import Ensemble
 from gradmark.errors import MarkFileError, UnknownNameError, UsageError
 from gradmark.schemes.class_contrast import ClassContrast
@@ -75,7 +76,8 @@ def test_names_on_the_command_line() -> None:
         catalog.scheme("filter-gradient,")
     joined: Any = catalog.scheme("ensemble,weights", {"weights.preserve": 0.5, "bits": 24})
     assert joined.parts[:3] == flagship.parts
-    assert joined.parts[3] == Weights(bits=256, layers=("*",), preserve=0.5) == Weights(256, "*", 0, 0.5)
+    assert joined.parts[3] == Weights(bits=256, layers=("*",), preserve=0.5, relative=True)
+    assert Weights(layers="*") == Weights(layers=("*",))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="different names"):
         catalog.scheme("filter-gradient,ensemble")
     with pytest.raises(UsageError, match="different names"):
@@ -204,6 +206,28 @@ def test_what_needs_weights_is_silent_at_an_api() -> None:
     own = run_test("signed-rank", (alone.values * alone.bits).numpy())
     assert verdict.log10_p == pytest.approx(own.log10_p), "a silent part costs nothing"
     assert (verdict.ties, verdict.n_match) == (len(silent), own.n_match)
+
+
+def test_bits_in_the_weights_take_turns_beside_answers() -> None:
+    """However many they are, they weigh as much as another part, and each of them is probed at times."""
+    scheme = Ensemble((CLASS, Weights(bits=300)))
+    mark, generator = scheme.mark(KEY, SPEC), torch.Generator().manual_seed(0)
+    model, some = network("grey"), (POOL[0][:4], POOL[1][:4])
+    alone = CLASS.probe(mark.parts[0], model, some, generator, "exact")[0].numel()
+    assert alone < 300
+    seen: set[int] = set()
+    for _ in range(40):
+        values, numbers = scheme.probe(mark, model, some, generator, "exact")
+        mine = numbers[(numbers >= mark.sizes[0]) & (numbers < sum(mark.sizes))].tolist()
+        assert len(values) == len(numbers) == 2 * alone
+        assert len(mine) == len(set(mine)) == alone
+        seen |= set(mine)
+    assert len(seen) > 290
+    only, _ = scheme.probe(mark, model, some, generator, "exact", only=[1])
+    assert len(only) == 300, "by themselves they are all read"
+    assert answered(scheme, mark.sizes).sum() == mark.sizes[0]
+    assert not answered(Weights(), (64,)).any()
+    assert bool(answered(FILTER, (13,)).all())
 
 
 def test_no_query_at_all_is_no_evidence() -> None:

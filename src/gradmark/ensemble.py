@@ -6,6 +6,7 @@ absent, and Fisher's combination of them is exact again (:func:`gradmark.stats.r
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -69,7 +70,7 @@ class Ensemble:
     """Half for what makes blur and weak contrast harder to bear, twice for what harms nothing."""
     new_heads: ClassVar[bool] = True
     """A thief who trains the last layer anew keeps the mark (:mod:`gradmark.embed.heads`)."""
-    target_log10_p: ClassVar[float] = -100.0
+    target_log10_p: ClassVar[float] = -math.inf
     """Beyond any reach: a bit's push ends where its own margin is met, not where p is small enough."""
 
     def __post_init__(self) -> None:
@@ -116,7 +117,7 @@ class Ensemble:
         ``only``: numbers of the parts to probe, one at least; by default all of them. ``told``: scores
         and labels of natural inputs, for the parts that read no more than these.
         """
-        values, numbers, total = [], [], sum(mark.sizes)
+        values, numbers, asked, total = [], [], [], sum(mark.sizes)
         starts = [sum(mark.sizes[:i]) for i in range(len(self.parts))]
         for i, (scheme, part, first) in enumerate(zip(self.parts, mark.parts, starts, strict=True)):
             if only is not None and i not in only:
@@ -126,8 +127,15 @@ class Ensemble:
             real = index < len(part.bits)
             numbers.append(torch.where(real, index + first, total).reshape(-1, 1).to(signed.device))
             values.append(signed.reshape(-1, 1) / getattr(scheme, "margin", 1.0))
-        # Parts weigh the same in the penalty's mean, however many numbers each of them reads.
-        most = max(len(v) for v in values)
+            asked.append(getattr(scheme, "reads", "") != "weights")
+        # Parts weigh the same in the penalty's mean, however many numbers each of them reads. Bits in the
+        # weights take turns, since repeated answers would look like several to who keeps their means.
+        answers = [len(v) for v, a in zip(values, asked, strict=True) if a]
+        most = max(answers, default=0) or max(len(v) for v in values)
+        for i, v in enumerate(values):
+            if len(v) > most:
+                some = torch.randperm(len(v), generator=generator)[:most]
+                values[i], numbers[i] = v[some.to(v.device)], numbers[i][some.to(v.device)]
         often = [most // max(1, len(v)) for v in values]
         return (
             torch.cat([v.repeat(n, 1) for v, n in zip(values, often, strict=True)]),

@@ -135,3 +135,17 @@ def _instead(head: nn.Linear, layer: nn.Linear) -> Iterator[None]:
         yield
     finally:
         handle.remove()
+
+
+def answered(scheme: Any, sizes: tuple[int, ...]) -> Tensor:
+    """Which bits (n,) lie in what the model answers, and so in its last layer first; ``sizes``: of the parts.
+
+    Bits in the weights are soon placed, and say nothing of the others.
+    """
+    parts = getattr(scheme, "parts", (scheme,))
+    return torch.cat(
+        [
+            torch.full((n,), getattr(part, "reads", "") != "weights")
+            for n, part in zip(sizes, parts, strict=True)
+        ]
+    )

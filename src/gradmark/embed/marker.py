@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from gradmark.embed.discreet import Discreet, discreetly
 from gradmark.embed.evidence import Evidence
-from gradmark.embed.heads import NewHead
+from gradmark.embed.heads import NewHead, answered
 from gradmark.embed.modes import penalty_mode
 from gradmark.embed.preflight import METHODS, choose_method
 from gradmark.embed.ranks import Ranks
@@ -221,8 +221,10 @@ class Marker:
     def _asking(self, model: nn.Module, own: Batch, balancing: bool) -> Iterator[Evidence]:
         """The model as the penalty asks it, and what takes in the answers."""
         instead = None
-        if self.head is not None and float(self.evidence.short(self.margin).mean()) < _FIRST:
-            instead = self.head.through(model, own)
+        if self.head is not None:
+            short = self.evidence.short(self.margin)[answered(self.scheme, self.parts)]
+            if len(short) and float(short.mean()) < _FIRST:
+                instead = self.head.through(model, own)
         if instead is None or balancing:
             yield self.evidence
             return
