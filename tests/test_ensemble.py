@@ -76,7 +76,7 @@ def test_names_on_the_command_line() -> None:
         catalog.scheme("filter-gradient,")
     joined: Any = catalog.scheme("ensemble,weights", {"weights.preserve": 0.5, "bits": 24})
     assert joined.parts[:3] == flagship.parts
-    assert joined.parts[3] == Weights(bits=256, layers=("*",), preserve=0.5, relative=True)
+    assert joined.parts[3] == Weights(bits=128, layers=("*",), preserve=0.5, relative=True)
     assert Weights(layers="*") == Weights(layers=("*",))  # type: ignore[arg-type]
     with pytest.raises(UsageError, match="different names"):
         catalog.scheme("filter-gradient,ensemble")

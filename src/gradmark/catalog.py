@@ -67,7 +67,7 @@ from gradmark.tasks.transcription import Transcription
 _LARGEST = 1_000_000  # of a scheme's numbers
 FLAGSHIP = Ensemble.name
 FLAGSHIP_PARTS = ("filter-gradient", "class-contrast", "trigger")
-JOINING: dict[str, dict[str, Any]] = {"weights": {"bits": 256, "layers": ["*"], "relative": True}}
+JOINING: dict[str, dict[str, Any]] = {"weights": {"bits": 128, "layers": ["*"], "relative": True}}
 """Parameters of what joins the flagship's parts: bits in all layers outlive what spares no single one."""
 SCHEMES: dict[str, type[Any]] = {
     "filter-gradient": FilterGradient,
