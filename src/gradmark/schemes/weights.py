@@ -120,20 +120,19 @@ class Weights:
         The mean of both over layers, times ``preserve``; zero where no quantiles are known.
         """
         chosen = self._chosen(dict(model.named_parameters()), "the model")
-        seen = [values.flatten() for w in chosen.values() for values in _seen(w)]
-        filters = [len(w) for w in chosen.values()]
         if not self.quantiles:
-            return seen[0].new_zeros(())
-        if len(self.quantiles) != len(seen):
+            return next(iter(chosen.values())).new_zeros(())
+        if len(self.quantiles) != 2 * len(chosen):
             raise MismatchError(
                 "The model has other layers than the quantiles",
                 expected=f"{len(self.quantiles) // 2} layers",
                 found=", ".join(chosen),
             )
         total = []
-        for i, (values, row) in enumerate(zip(seen, self.quantiles, strict=True)):
-            least = _LEAST * float(np.var(self.quantiles[i - 1])) / filters[i // 2] if i % 2 else 0.0
-            total.append(_distance(values, row, least))
+        for w, whole, means in zip(chosen.values(), self.quantiles[::2], self.quantiles[1::2], strict=True):
+            values, mean = _seen(w)
+            least = _LEAST * float(np.var(whole)) / len(w)
+            total += [_distance(values.flatten(), whole), _distance(mean, means, least)]
         return torch.stack(total).mean() * self.preserve
 
     def read(
