@@ -118,6 +118,10 @@ def test_strangers_own_nothing(name: str, domain: str, access: Access, kind: str
     suspect = white(strangers(domain)[kind])
     for seed in range(5):
         key = OwnerKey.from_seed(2000 + seed)
+        if (name, kind) == ("path-weights", "structured"):
+            with pytest.raises(MismatchError, match="no hidden units"):
+                verify(mark_file(name, domain, key), key, suspect, pool(domain), access=access)
+            continue
         verdict = verify(mark_file(name, domain, key), key, suspect, pool(domain), access=access, queries=400)
         # A cross-entropy has no gradient left where the network is as sure of the class as a float can be.
         # A constant is no silence where classes are compared: it says that none of them is preferred.
@@ -141,9 +145,8 @@ def test_a_function_that_ignores_its_input_owns_nothing(name: str, domain: str) 
             verdict = verify(mark_file(name, domain), KEY, white(Deaf()), pool(domain), access=access)
             assert verdict.outcome == "no-evidence"
         return
-    error, match = (
-        (MismatchError, "no weights") if reads(name) == "weights" else (ModelError, "no input gradient")
-    )
+    in_weights = MismatchError, "no weights|Hidden units can't be told"
+    error, match = in_weights if reads(name) == "weights" else (ModelError, "no input gradient")
     with pytest.raises(error, match=match):
         verify(mark_file(name, domain), KEY, white(Deaf()), pool(domain))
     if reads(name) == "weights":
@@ -271,9 +274,10 @@ def test_function_preserving_rewrites_leave_the_readings(name: str, domain: str,
 
     It depends on the scores and on their gradient with respect to the input alone, and both belong to
     the function. So permuting hidden units, or scaling them through a ReLU (which breaks nine published
-    white-box schemes), can move a reading by rounding only. Schemes that read weights have no such law.
+    white-box schemes), can move a reading by rounding only. Of the schemes that read weights one has that law
+    all the same: the products that it reads cancel such rewrites.
     """
-    if reads(name) == "weights":
+    if name == "weights":
         pytest.skip("reads the weights, not the function")
     model = trained(name, domain)
     for seed in range(3):

@@ -53,6 +53,7 @@ from gradmark.schemes.class_contrast import ClassContrast
 from gradmark.schemes.filter_gradient import FilterGradient
 from gradmark.schemes.gradsigns import GradSigns
 from gradmark.schemes.margin_trigger import MarginTrigger
+from gradmark.schemes.path_weights import PathWeights
 from gradmark.schemes.probe_gradient import ProbeGradient
 from gradmark.schemes.trigger import Trigger
 from gradmark.schemes.weights import Weights
@@ -74,6 +75,7 @@ SCHEMES: dict[str, type[Any]] = {
     "class-contrast": ClassContrast,
     "gradsigns": GradSigns,
     "margin-trigger": MarginTrigger,
+    "path-weights": PathWeights,
     "probe-gradient": ProbeGradient,
     "trigger": Trigger,
     "weights": Weights,

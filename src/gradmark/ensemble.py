@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from gradmark.embed.discreet import Discreet
-from gradmark.errors import UsageError
+from gradmark.embed.heads import in_weights
+from gradmark.errors import MismatchError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, Scheme
 from gradmark.questions import Questions
@@ -67,7 +68,7 @@ class Ensemble:
     margin: ClassVar[float] = 1.0
     """In units of the parts' own margins, of which a bit is taken to these shares:"""
     shares: ClassVar[dict[str, float]] = {
-        "filter-gradient": 0.5, "class-contrast": 2.0, "trigger": 0.5, "weights": 2.5,
+        "filter-gradient": 0.5, "class-contrast": 2.0, "path-weights": 2.5, "trigger": 0.5, "weights": 2.5,
     }  # fmt: skip
     """Half for what makes blur and weak contrast harder to bear, twice and more for what harms nothing."""
     new_heads: ClassVar[bool] = True
@@ -129,7 +130,7 @@ class Ensemble:
             real = index < len(part.bits)
             numbers.append(torch.where(real, index + first, total).reshape(-1, 1).to(signed.device))
             values.append(signed.reshape(-1, 1) / getattr(scheme, "margin", 1.0))
-            asked.append(getattr(scheme, "reads", "") != "weights")
+            asked.append(not in_weights(scheme))
         # Parts weigh the same in the penalty's mean, however many numbers each of them reads. Bits in the
         # weights take turns, since repeated answers would look like several to who keeps their means.
         answers = [len(v) for v, a in zip(values, asked, strict=True) if a]
@@ -163,7 +164,8 @@ class Ensemble:
         carriers: int,
         queries: int = 0,
     ) -> Reading:
-        """The parts' readings in a row. A part that can't be read this way reads zeros: no evidence.
+        """The parts' readings in a row. A part that can't be read this way reads zeros: no evidence. So does
+        one that lies in weights which the suspect hasn't got, such as a student of another architecture.
 
         The last part asks first: what it has no use for, a few triggers say, is left to those before it.
         """
@@ -172,14 +174,16 @@ class Ensemble:
         left, waiting = queries, len(able)
         for scheme, part in reversed(list(zip(self.parts, mark.parts, strict=True))):
             if scheme in able:
-                share = left // waiting
-                found.append(
-                    scheme.read(part, suspect, pool, access=access, carriers=carriers, queries=share)
-                )
+                asked = {"access": access, "carriers": carriers, "queries": left // waiting}
+                try:
+                    found.append(scheme.read(part, suspect, pool, **asked))
+                except MismatchError:
+                    if not in_weights(scheme) or len(self.parts) == 1:
+                        raise
+                    found.append(_nothing(part, access))
                 left, waiting = left - found[-1].queries, waiting - 1
             else:
-                none = torch.zeros(len(part.bits), dtype=torch.float64)
-                found.append(Reading(none, part.bits.double(), 0, 0, access))
+                found.append(_nothing(part, access))
         found.reverse()
         return Reading(
             torch.cat([r.values for r in found]),
@@ -201,6 +205,10 @@ class Ensemble:
 
     def _readable(self, access: Access) -> tuple[Scheme, ...]:
         return tuple(p for p in self.parts if access == "white" or getattr(p, "needs", "black") == "black")
+
+
+def _nothing(part: Any, access: Access) -> Reading:
+    return Reading(torch.zeros(len(part.bits), dtype=torch.float64), part.bits.double(), 0, 0, access)
 
 
 def _always(spec: ModelSpec) -> bool:

@@ -147,8 +147,9 @@ class WhiteBox(BlackBox, Protocol):
 class WeightBox(BlackBox, Protocol):
     """A model whose weights lie open."""
 
-    def weights(self) -> dict[str, Tensor]:
-        """Every parameter by name, in the model's order, float32 on the CPU."""
+    def weights(self, *, buffers: bool = False) -> dict[str, Tensor]:
+        """Every parameter by name, in the model's order, float32 on the CPU; and, where asked for, every
+        floating-point buffer."""
         ...
 
 

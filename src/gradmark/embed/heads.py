@@ -137,15 +137,15 @@ def _instead(head: nn.Linear, layer: nn.Linear) -> Iterator[None]:
         handle.remove()
 
 
+def in_weights(scheme: Any) -> bool:
+    """Whether a scheme's bits lie in the weights, and not in what the model answers."""
+    return getattr(scheme, "reads", "") == "weights"
+
+
 def answered(scheme: Any, sizes: tuple[int, ...]) -> Tensor:
     """Which bits (n,) lie in what the model answers, and so in its last layer first; ``sizes``: of the parts.
 
     Bits in the weights are soon placed, and say nothing of the others.
     """
     parts = getattr(scheme, "parts", (scheme,))
-    return torch.cat(
-        [
-            torch.full((n,), getattr(part, "reads", "") != "weights")
-            for n, part in zip(sizes, parts, strict=True)
-        ]
-    )
+    return torch.cat([torch.full((n,), not in_weights(p)) for n, p in zip(sizes, parts, strict=True)])

@@ -71,11 +71,16 @@ class ModuleSuspect:
             )
             return torch.cat([self._gradient(x_part, v_part) for x_part, v_part in parts])
 
-    def weights(self) -> dict[str, Tensor]:
-        """Every parameter by name, in the module's order: float32 copies on the CPU."""
+    def weights(self, *, buffers: bool = False) -> dict[str, Tensor]:
+        """Every parameter by name, in the module's order: float32 copies on the CPU.
+
+        ``buffers``: the floating-point ones too, behind the parameters.
+        """
+        found: dict[str, Tensor] = dict(self.module.named_parameters())
+        if buffers:
+            found |= {n: b for n, b in self.module.named_buffers() if b.is_floating_point()}
         with torch.no_grad():
-            return {n: p.detach().dequantize().to("cpu", torch.float32, copy=True)
-                    for n, p in self.module.named_parameters()}  # fmt: skip
+            return {n: p.detach().dequantize().to("cpu", torch.float32, copy=True) for n, p in found.items()}
 
     def _gradient(self, x: Tensor, v: Tensor) -> Tensor:
         like = _dtype_device(self.module)

@@ -1,0 +1,148 @@
+"""Bits in products of weights along a network's chains of layers, which no rewrite of hidden units moves.
+
+Hidden units have no names: they may be permuted, scaled, sign-flipped, doubled or padded with others
+that do nothing, and a BatchNorm may be folded away, while the network computes the same. All of it cancels in
+the product of what leads to a hidden unit and what leads on from it, summed over the units (as in the
+path norm of Neyshabur, Salakhutdinov and Srebro, NeurIPS 2015, but with signs). For the layers W_1 .. W_n
+of a chain (:mod:`gradmark.layer_chains`), each with its norms' factor a = gamma / sqrt(var + eps), bit b
+reads
+
+    p_b = u_b^T (a_n W_n g_bn) ... (a_2 W_2 g_b2) (a_1 W_1 g_b1) h_b
+
+with Gaussian vectors from the key: u_b over the chain's outputs, h_b over its inputs, g_bl over the
+positions of a kernel. Chains add up, each in units of its root mean square over the bits, which the bits'
+signs don't touch.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from gradmark.codec import canonical_json
+from gradmark.errors import MismatchError, ModelError, UsageError
+from gradmark.keys import OwnerKey
+from gradmark.layer_chains import Chain, layer_chains, steps
+from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WeightBox
+
+
+@dataclass(frozen=True)
+class PathWeightsMark:
+    """The secrets of one key: never stored, never printed."""
+
+    spec: ModelSpec
+    bits: Tensor
+    key: OwnerKey
+    context: bytes
+
+    def __repr__(self) -> str:
+        return f"PathWeightsMark({len(self.bits)} bits, {self.spec})"
+
+    def vectors(self, place: str, length: int) -> Tensor:
+        """(n, length) Gaussian vectors, one for each bit, float64. Another length has others."""
+        shape = (len(self.bits), length)
+        return torch.from_numpy(self.key.normals(f"{place}/{length}", shape, context=self.context))
+
+
+@dataclass(frozen=True)
+class PathWeights:
+    """``bits``: how many. ``chains``: the layers' names, which :meth:`calibrated` finds in an unmarked
+    network; without them they are looked for in the model at hand, and one that can't be traced can't be
+    read.
+    """
+
+    bits: int = 128
+    chains: tuple[Chain, ...] = ()
+
+    name: ClassVar[str] = "path-weights"
+    needs: ClassVar[Access] = "white"
+    reads: ClassVar[str] = "weights"
+    margin: ClassVar[float] = 1.0
+    """In standard deviations over keys."""
+
+    def __post_init__(self) -> None:
+        given: Any = self.chains  # lists in a mark file
+        chains = tuple(tuple(tuple(map(str, link)) for link in chain) for chain in given)
+        object.__setattr__(self, "chains", chains)
+
+    def parameters(self) -> dict[str, Any]:
+        return {"bits": self.bits, "chains": [[list(link) for link in chain] for chain in self.chains]}
+
+    def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> PathWeights:
+        """This scheme with the chains of ``unmarked``. Raises MismatchError where none can be found."""
+        return replace(self, chains=self._chains(getattr(unmarked, "module", None), pool[0]))
+
+    def mark(self, key: OwnerKey, spec: ModelSpec) -> PathWeightsMark:
+        """Derive the bits; the vectors follow when the layers' sizes are known. Raises UsageError."""
+        if self.bits < 1:
+            raise UsageError("A mark needs at least one bit", found=f"bits={self.bits}")
+        context = canonical_json(
+            {"scheme": self.name, "parameters": {"bits": self.bits}, "spec": spec.to_json()}
+        )
+        bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=context)).float()
+        return PathWeightsMark(spec, bits, key, context)
+
+    def probe(
+        self, mark: PathWeightsMark, model: nn.Module, batch: Batch, generator: torch.Generator, method: str
+    ) -> tuple[Tensor, Tensor]:
+        """Every product times its bit (1, n). Nothing is asked of the model, so both methods are one."""
+        chains = self.chains or self._chains(model, batch[0])
+        found = dict(model.named_parameters()) | dict(model.named_buffers())
+        device = batch[0].device.type
+        with torch.autocast(device, enabled=False):
+            values = _products(mark, found, chains, "the model")
+        return (values * mark.bits.to(values))[None], torch.arange(len(mark.bits))[None]
+
+    def read(
+        self, mark: PathWeightsMark, suspect: WeightBox, pool: Batch, *, access: Access, carriers: int,
+        queries: int = 0,
+    ) -> Reading:  # fmt: skip
+        """Read the suspect's weights; ``pool`` and ``carriers`` are not used.
+
+        Raises MismatchError without weights to read, or where the layers are absent or reshaped.
+        """
+        if access != "white" or not isinstance(suspect, WeightBox):
+            raise MismatchError(
+                "This mark lies in the weights and needs the model itself",
+                expected="white-box access to named weights",
+                found=f"{access} access to {suspect.name}",
+            )
+        chains = self.chains or self._chains(getattr(suspect, "module", None), pool[0])
+        found = {name: w.double() for name, w in suspect.weights(buffers=True).items()}
+        values = _products(mark, found, chains, suspect.name)
+        if not bool(torch.isfinite(values).all()):
+            raise ModelError(f"The weights of {suspect.name} aren't finite", expected="finite numbers")
+        return Reading(values, mark.bits.double(), 1, 0, "white")
+
+    def _chains(self, module: nn.Module | None, x: Tensor) -> tuple[Chain, ...]:
+        if module is None:
+            raise MismatchError(
+                "The layers' order is unknown", expected="a calibrated mark, or a PyTorch module"
+            )
+        return layer_chains(module, x)
+
+
+def _products(
+    mark: PathWeightsMark, tensors: Mapping[str, Tensor], chains: tuple[Chain, ...], owner: str
+) -> Tensor:
+    """The products (n,), in standard deviations over keys."""
+    rows = [_product(mark, steps(tensors, chain, owner), str(i)) for i, chain in enumerate(chains)]
+    scales = [row.square().mean().sqrt().clamp_min(1e-30) for row in rows]
+    each = torch.stack([row / scale for row, scale in zip(rows, scales, strict=True)])
+    return each.sum(0) / math.sqrt(len(rows))
+
+
+def _product(mark: PathWeightsMark, layers: list[tuple[Tensor, Tensor | None]], chain: str) -> Tensor:
+    """One chain's (n,), from its end to its beginning."""
+    value = mark.vectors(f"outputs/{chain}", len(layers[-1][0])).to(layers[-1][0])
+    for i, (w, factor) in reversed(list(enumerate(layers))):
+        value = value if factor is None else value * factor
+        places = mark.vectors(f"positions/{chain}/{i}", w.shape[2]).to(w)
+        value = torch.einsum("bo,oik,bk->bi", value, w, places)
+        value = value / value.detach().square().mean().sqrt().clamp_min(1e-30)  # of long chains, in float32
+    return (value * mark.vectors(f"inputs/{chain}", value.shape[1]).to(value)).sum(1)

@@ -1,0 +1,204 @@
+"""Marks in products of weights: against a slow oracle, under rewrites, and what is refused."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from conformance import KEY, SPECS, network, pool, white
+from gradmark import catalog
+from gradmark.bench.networks import Block, DigitsNet
+from gradmark.errors import MismatchError, UsageError
+from gradmark.layer_chains import layer_chains
+from gradmark.protocols import Thief
+from gradmark.schemes.path_weights import PathWeights
+
+SPEC = SPECS["grey"]
+X = pool("grey")[0]
+
+
+class Shortcuts(nn.Module):
+    """Two residual blocks for 8x8 images, one of them narrower than it is wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.a, self.b, self.head = (
+            nn.Conv2d(1, 8, 3),
+            Block(8, 8, 1),
+            Block(8, 16, 2),
+            nn.Linear(16, 10),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.b(self.a(self.stem(x))).mean((2, 3)))
+        return scores
+
+
+def lived(model: nn.Module, seed: int = 0) -> nn.Module:
+    """With norms that have seen something and scale differently, as after a training."""
+    torch.manual_seed(seed)
+    for part in model.modules():
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.normal_(part.weight)
+            nn.init.normal_(part.bias)
+            part.running_var.uniform_(0.5, 2.0)  # type: ignore[union-attr, operator]
+            part.running_mean.normal_()  # type: ignore[union-attr, operator]
+    return model.eval()
+
+
+PLAIN: Any = PathWeights(64)
+
+
+def read(model: nn.Module, scheme: Any = PLAIN) -> Tensor:
+    found: Tensor = scheme.read(
+        scheme.mark(KEY, SPEC), white(model), pool("grey"), access="white", carriers=1
+    ).values
+    return found
+
+
+def thief() -> Thief:
+    nothing: Any = None
+    return Thief(SPEC, *pool("grey"), nothing, nothing, nothing, nothing, nothing)
+
+
+# --- what is read -----------------------------------------------------------------------------------------
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 5), min_size=3, max_size=5), st.integers(0, 10**6), st.booleans())
+def test_a_chain_reads_what_all_its_paths_do_one_by_one(widths: list[int], seed: int, bias: bool) -> None:
+    """Slow oracle: every way through the hidden units by itself, its weights multiplied, and summed."""
+    torch.manual_seed(seed)
+    layers: list[nn.Module] = [nn.Flatten(), nn.Linear(64, widths[0], bias)]
+    for a, b in pairwise(widths):
+        layers += [nn.ReLU(), nn.Linear(a, b, bias)]
+    model, scheme = nn.Sequential(*layers), PathWeights(8)
+    mark, parts = (
+        scheme.mark(KEY, SPEC),
+        [m.weight.detach().double() for m in layers if isinstance(m, nn.Linear)],
+    )
+    n, paths = len(parts), torch.zeros(8, dtype=torch.float64)
+    u, h = mark.vectors("outputs/0", widths[-1]), mark.vectors("inputs/0", 64)
+    g = [mark.vectors(f"positions/0/{i}", 1)[:, 0] for i in range(n)]
+    for way in torch.cartesian_prod(*(torch.arange(w) for w in widths)).reshape(-1, len(widths)).tolist():
+        value = u[:, way[-1]] * (h @ parts[0][way[0]])
+        for i in range(1, n):
+            value = value * parts[i][way[i], way[i - 1]]
+        paths += value
+    paths = paths * torch.stack(g).prod(0)
+    torch.testing.assert_close(
+        read(model, scheme), paths / paths.square().mean().sqrt(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_kernels_norms_and_positions_count() -> None:
+    """A residual block, by an explicit sum over hidden units and positions."""
+    model, scheme = lived(nn.Sequential(Block(1, 4, 1), nn.Flatten())), PathWeights(16)
+    mark, block = scheme.mark(KEY, SPEC), model[0]
+    assert isinstance(block, Block)
+    assert layer_chains(model, X) == ((("0.conv1", "0.bn1"), ("0.conv2", "0.bn2")),)
+    a, b = ((bn.weight / (bn.running_var + 1e-5).sqrt()).detach().double() for bn in (block.bn1, block.bn2))
+    one, two = (conv.weight.detach().double().flatten(2) for conv in (block.conv1, block.conv2))
+    u, h = mark.vectors("outputs/0", 4), mark.vectors("inputs/0", 1)
+    g1, g2 = (mark.vectors(f"positions/0/{i}", 9) for i in (0, 1))
+    whole = torch.zeros(16, dtype=torch.float64)
+    for hidden in range(4):
+        leads_on = ((u * b) @ two[:, hidden] * g2).sum(1)
+        whole += leads_on * a[hidden] * (g1 @ one[hidden, 0]) * h[:, 0]
+    torch.testing.assert_close(
+        read(model, scheme), whole / whole.square().mean().sqrt(), rtol=1e-4, atol=1e-6
+    )
+
+
+def test_chains_end_where_channels_have_names() -> None:
+    assert [len(chain) for chain in layer_chains(Shortcuts(), X)] == [2, 2], (
+        "a stream's channels are no hidden units"
+    )
+    (whole,) = layer_chains(DigitsNet(), X)
+    assert whole == (("0", "1"), ("3", "4"), ("6", "7"), ("10",))
+
+
+def test_every_chain_weighs_the_same() -> None:
+    model = Shortcuts().eval()
+    before = read(model)
+    with torch.no_grad():
+        model.a.conv1.weight *= 100.0
+    torch.testing.assert_close(read(model), before, rtol=1e-4, atol=1e-5)
+    assert 0.5 < float(before.std()) < 1.5, "in standard deviations"
+
+
+# --- rewrites ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("attack", ["permute", "rescale", "flip-signs", "dummy", "fold"])
+@pytest.mark.parametrize("kind", [Shortcuts, DigitsNet])
+def test_no_rewrite_of_hidden_units_moves_a_reading(kind: type[nn.Module], attack: str) -> None:
+    """Theorem: what happens to a hidden unit's incoming weights is undone in its outgoing ones, and the
+    products are summed over all units; one that does nothing adds nothing."""
+    model = lived(kind())
+    scheme = PathWeights(64).calibrated(KEY, SPEC, white(model), pool("grey"))
+    twin = catalog.attack(attack).run(model, thief(), torch.Generator().manual_seed(1))
+    changed = {n: p for n, p in twin.named_parameters() if n in (old := dict(model.named_parameters()))}
+    assert any(p.shape != old[n].shape or not torch.equal(p, old[n]) for n, p in changed.items())
+    torch.testing.assert_close(read(twin, scheme), read(model, scheme), rtol=1e-3, atol=1e-4)
+
+
+def test_other_weights_do() -> None:
+    model = lived(Shortcuts())
+    before = read(model)
+    with torch.no_grad():
+        model.b.conv2.weight += 0.1 * torch.randn_like(model.b.conv2.weight)
+    assert not torch.allclose(read(model), before, rtol=0.1, atol=0.1)
+
+
+# --- what is refused --------------------------------------------------------------------------------------
+
+
+def test_absent_and_reshaped_layers_are_named() -> None:
+    scheme = PathWeights().calibrated(KEY, SPEC, white(Shortcuts().eval()), pool("grey"))
+    with pytest.raises(MismatchError, match=r"missing or reshaped.*a\.conv1\.weight.*nothing"):
+        read(DigitsNet().eval(), scheme)
+    cut = Shortcuts().eval()
+    cut.a.conv2 = nn.Conv2d(5, 8, 3)
+    with pytest.raises(MismatchError, match=r"a\.conv2\.weight with 8 inputs"):
+        read(cut, scheme)
+    cut = Shortcuts().eval()
+    cut.a.bn1 = nn.BatchNorm2d(3)
+    with pytest.raises(MismatchError, match="norm in model doesn't fit"):
+        read(cut, scheme)
+    with pytest.raises(UsageError):
+        PathWeights(bits=0).mark(KEY, SPEC)
+
+
+def test_without_a_module_it_says_what_is_missing() -> None:
+    class Closed:
+        """Weights, and no module to trace."""
+
+        name, digest = "closed", "sha256:"
+
+        def query(self, x: Tensor) -> Tensor:
+            return torch.zeros(len(x), 10)
+
+        def weights(self, *, buffers: bool = False) -> dict[str, Tensor]:
+            return white(network("grey")).weights(buffers=buffers)
+
+    scheme = PathWeights()
+    with pytest.raises(MismatchError, match="calibrated"):
+        scheme.read(scheme.mark(KEY, SPEC), Closed(), pool("grey"), access="white", carriers=1)
+
+
+def test_in_an_ensemble_a_stranger_of_another_architecture_is_read_by_the_other_parts() -> None:
+    ensemble = catalog.scheme("class-contrast,path-weights").calibrated(  # type: ignore[attr-defined]
+        KEY, SPEC, white(Shortcuts().eval()), pool("grey")
+    )
+    other = white(DigitsNet().eval())
+    reading = ensemble.read(ensemble.mark(KEY, SPEC), other, pool("grey"), access="white", carriers=100)
+    contrasts, paths = reading.values.split(list(reading.parts))
+    assert contrasts.abs().min() > 0
+    assert not paths.any()
