@@ -50,6 +50,7 @@ CARRIERS: dict[str, str] = {
     "probe-gradient": "When a secret abstract input is nudged in a secret way, how do the scores shift?",
     "gradsigns": "When secret pixels of inputs of one class are nudged, does the loss rise or fall?",
     "weights": "Is a secret weighted sum of one layer's weights positive or negative?",
+    "path-weights": "Is a secret sum over the paths through hidden units positive or negative?",
     "linear": "When an input is nudged along this direction, does the loss rise or fall?",
 }
 """What each scheme asks of a model, for people."""

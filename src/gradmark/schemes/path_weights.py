@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
@@ -39,14 +39,17 @@ class PathWeightsMark:
     bits: Tensor
     key: OwnerKey
     context: bytes
+    _drawn: dict[str, Tensor] = field(default_factory=dict)  # a training asks for them at each penalty
 
     def __repr__(self) -> str:
         return f"PathWeightsMark({len(self.bits)} bits, {self.spec})"
 
     def vectors(self, place: str, length: int) -> Tensor:
         """(n, length) Gaussian vectors, one for each bit, float64. Another length has others."""
-        shape = (len(self.bits), length)
-        return torch.from_numpy(self.key.normals(f"{place}/{length}", shape, context=self.context))
+        purpose, shape = f"{place}/{length}", (len(self.bits), length)
+        if purpose not in self._drawn:
+            self._drawn[purpose] = torch.from_numpy(self.key.normals(purpose, shape, context=self.context))
+        return self._drawn[purpose]
 
 
 @dataclass(frozen=True)
