@@ -10,8 +10,8 @@ reads
     p_b = u_b^T (a_n W_n g_bn) ... (a_2 W_2 g_b2) (a_1 W_1 g_b1) h_b
 
 with Gaussian vectors from the key: u_b over the chain's outputs, h_b over its inputs, g_bl over the
-positions of a kernel. Chains add up, each in units of its root mean square over the bits, which the bits'
-signs don't touch.
+positions of a kernel. Chains add up, each in units of its root mean square over as many vectors that carry no
+bit: what a reading would be under any other key.
 """
 
 from __future__ import annotations
@@ -45,8 +45,9 @@ class PathWeightsMark:
         return f"PathWeightsMark({len(self.bits)} bits, {self.spec})"
 
     def vectors(self, place: str, length: int) -> Tensor:
-        """(n, length) Gaussian vectors, one for each bit, float64. Another length has others."""
-        purpose, shape = f"{place}/{length}", (len(self.bits), length)
+        """(2 n, length) Gaussian vectors, float64: one for each bit, and as many silent ones. Another length
+        has others."""
+        purpose, shape = f"{place}/{length}", (2 * len(self.bits), length)
         if purpose not in self._drawn:
             self._drawn[purpose] = torch.from_numpy(self.key.normals(purpose, shape, context=self.context))
         return self._drawn[purpose]
@@ -134,14 +135,14 @@ def _products(
     mark: PathWeightsMark, tensors: Mapping[str, Tensor], chains: tuple[Chain, ...], owner: str
 ) -> Tensor:
     """The products (n,), in standard deviations over keys."""
+    n = len(mark.bits)
     rows = [_product(mark, steps(tensors, chain, owner), str(i)) for i, chain in enumerate(chains)]
-    scales = [row.square().mean().sqrt().clamp_min(1e-30) for row in rows]
-    each = torch.stack([row / scale for row, scale in zip(rows, scales, strict=True)])
+    each = torch.stack([row[:n] / row[n:].square().mean().sqrt().clamp_min(1e-30) for row in rows])
     return each.sum(0) / math.sqrt(len(rows))
 
 
 def _product(mark: PathWeightsMark, layers: list[tuple[Tensor, Tensor | None]], chain: str) -> Tensor:
-    """One chain's (n,), from its end to its beginning."""
+    """One chain's (2 n,), from its end to its beginning."""
     value = mark.vectors(f"outputs/{chain}", len(layers[-1][0])).to(layers[-1][0])
     for i, (w, factor) in reversed(list(enumerate(layers))):
         value = value if factor is None else value * factor
