@@ -66,7 +66,7 @@ class PathWeights:
     name: ClassVar[str] = "path-weights"
     needs: ClassVar[Access] = "white"
     reads: ClassVar[str] = "weights"
-    margin: ClassVar[float] = 1.0
+    margin: ClassVar[float] = 8.0
     """In standard deviations over keys."""
 
     def __post_init__(self) -> None:
