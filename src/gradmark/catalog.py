@@ -68,8 +68,6 @@ from gradmark.tasks.transcription import Transcription
 _LARGEST = 1_000_000  # of a scheme's numbers
 FLAGSHIP = Ensemble.name
 FLAGSHIP_PARTS = ("filter-gradient", "class-contrast", "trigger")
-JOINING: dict[str, dict[str, Any]] = {"weights": {"bits": 128, "layers": ["*"], "relative": True}}
-"""Parameters of what joins the flagship's parts: bits in all layers outlive what spares no single one."""
 SCHEMES: dict[str, type[Any]] = {
     "filter-gradient": FilterGradient,
     "class-contrast": ClassContrast,
@@ -190,10 +188,7 @@ def _ensemble(name: str, given: dict[str, Any]) -> Ensemble:
     if rows is None:
         said = [n.strip() for n in name.split(",")]
         names = [part for n in said for part in (FLAGSHIP_PARTS if n == Ensemble.name else (n,))]
-        joining = JOINING if Ensemble.name in said else {}
-        own: dict[str, dict[str, Any]] = {
-            _known(n, SCHEMES, "scheme"): dict(joining.get(n, {})) for n in names
-        }
+        own: dict[str, dict[str, Any]] = {_known(n, SCHEMES, "scheme"): {} for n in names}
         for option, value in given.items():
             part, _, inner = option.rpartition(".")
             own[_known(part, own, "part of the mark") if part else names[0]][inner] = value

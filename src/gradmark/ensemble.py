@@ -67,10 +67,8 @@ class Ensemble:
     reads: ClassVar[str] = "gradients"
     margin: ClassVar[float] = 1.0
     """In units of the parts' own margins, of which a bit is taken to these shares:"""
-    shares: ClassVar[dict[str, float]] = {
-        "filter-gradient": 0.5, "class-contrast": 2.0, "trigger": 0.5, "weights": 2.5,
-    }  # fmt: skip
-    """Half for what makes blur and weak contrast harder to bear, twice and more for what harms nothing."""
+    shares: ClassVar[dict[str, float]] = {"filter-gradient": 0.5, "class-contrast": 2.0, "trigger": 0.5}
+    """Half for what makes blur and weak contrast harder to bear, twice for what harms nothing."""
     new_heads: ClassVar[bool] = True
     """A thief who trains the last layer anew keeps the mark (:mod:`gradmark.embed.heads`)."""
     target_log10_p: ClassVar[float] = -math.inf

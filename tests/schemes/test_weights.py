@@ -59,17 +59,3 @@ def test_a_mean_that_hardly_varies_does_not_make_the_penalty_stiff() -> None:
         head.weight += moved
         # a tenth of the spread of independent weights' mean: its square over a hundredth, halved by two rows
         assert float(scheme.distortion(mark, head)) == pytest.approx(0.5, rel=0.1)
-
-
-def test_a_relative_margin_knows_no_size_of_weights() -> None:
-    scheme = Weights(32, ("*",), relative=True)
-    mark = scheme.mark(KEY, SPEC)
-    one, two = network("colour"), network("colour")
-    with torch.no_grad():
-        for p in two.parameters():
-            p *= 3
-    a, b = (scheme.probe(mark, m, pool("colour"), torch.Generator(), "exact")[0].detach() for m in (one, two))
-    torch.testing.assert_close(a, b)
-    assert 0.6 < float(a.std()) < 1.5, "in standard deviations"
-    plain = Weights(32, ("*",))
-    assert torch.equal(plain.mark(KEY, SPEC).bits, mark.bits), "training alone"

@@ -54,8 +54,7 @@ class Weights:
     the model's order (the lower of two), or the one with the largest filters where none has so many.
     ``length``: entries of the averaged weights that a suspect must have; 0 takes what is there, and a
     reshaped layer then reads as chance. ``preserve``: weight of the penalty that holds the layers to
-    ``quantiles``, which :meth:`calibrated` measures. ``relative``: the margin is in standard deviations
-    that a projection has over keys, and not in weights. These three matter to training alone.
+    ``quantiles``, which :meth:`calibrated` measures. These two matter to training alone.
     """
 
     bits: int = 64
@@ -63,7 +62,6 @@ class Weights:
     length: int = 0
     preserve: float = 1.0
     quantiles: tuple[tuple[float, ...], ...] = ()
-    relative: bool = False
 
     name: ClassVar[str] = "weights"
     needs: ClassVar[Access] = "white"
@@ -105,8 +103,6 @@ class Weights:
         """Every projection times its bit (1, n). Nothing is asked of the model, so both methods are one."""
         mean = self._mean(dict(model.named_parameters()), "the model")
         mean = mean if mean.dtype == torch.float64 else mean.float()
-        if self.relative:
-            mean = mean / mean.norm().clamp_min(1e-12)
         signed = (mark.projection(len(mean)).to(mean) @ mean) * mark.bits.to(mean)
         return signed[None], torch.arange(len(mark.bits))[None]
 
