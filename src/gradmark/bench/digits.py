@@ -12,7 +12,7 @@ from gradmark.data import Data, load_data
 from gradmark.embed import Recipe
 from gradmark.views import Classification
 
-LOCAL_SCHEMES = ("probe-gradient", "weights", "trigger", "margin-trigger")
+LOCAL_SCHEMES = ("probe-gradient", "weights", "path-weights", "trigger", "margin-trigger")
 LOCAL = {"carriers": 64, "every": 1}
 MARKER = {"target_log10_p": -18.0, "budget": 0.5, **LOCAL}
 SIGNED = {"budget": 0.5, "new_heads": True, **LOCAL}
@@ -45,10 +45,7 @@ def experiment() -> Experiment:
             "filter-gradient": Marking({"bits": 128, "kernel_size": 5, "step": 0.1}, MARKER),
             "ensemble": Marking({"bits": 128, "kernel_size": 5, "step": 0.1}, SIGNED, SOFT),
             "gradsigns": Marking({"step": 0.1}, GRADSIGNS),
-            **{
-                name: Marking({}, LOCAL)
-                for name in ("probe-gradient", "weights", "trigger", "margin-trigger")
-            },
+            **{name: Marking({}, LOCAL) for name in LOCAL_SCHEMES},
         },
         means=Means(lr=0.01),
     )

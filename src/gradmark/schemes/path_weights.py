@@ -68,6 +68,8 @@ class PathWeights:
     reads: ClassVar[str] = "weights"
     margin: ClassVar[float] = 8.0
     """In standard deviations over keys."""
+    target_log10_p: ClassVar[float] = -math.inf
+    """A bit's push ends where its margin is met: long before, it is read with certainty and not yet robust."""
 
     def __post_init__(self) -> None:
         given: Any = self.chains  # lists in a mark file
