@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from weakref import WeakKeyDictionary
 
 import torch
@@ -13,6 +14,9 @@ from gradmark.rewiring import pairs, passages
 
 Chain = tuple[tuple[str, ...], ...]
 """For each layer, in order: its name and those of the BatchNorms right behind it."""
+
+Layer = tuple[Tensor, Tensor | None]
+"""Weights as (outputs, inputs, positions), and the norms' factor (outputs,) if there is one."""
 
 _EPS = 1e-5  # of a BatchNorm: its default
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[Chain, ...]] = WeakKeyDictionary()
@@ -53,13 +57,13 @@ def _found(model: nn.Module, x: Tensor) -> tuple[Chain, ...]:
     return tuple(chains)
 
 
-def steps(tensors: Mapping[str, Tensor], chain: Chain, owner: str) -> list[tuple[Tensor, Tensor | None]]:
-    """Each layer's weights as (outputs, inputs, positions), and its norms' factor (outputs,) or None.
+def steps(tensors: Mapping[str, Tensor], chain: Chain, owner: str) -> list[Layer]:
+    """The layers of a chain.
 
     ``tensors``: parameters and buffers by name. A norm that isn't there has been folded away. Raises
     MismatchError where a layer is absent or doesn't fit the one before it.
     """
-    found: list[tuple[Tensor, Tensor | None]] = []
+    found: list[Layer] = []
     for name, *norms in chain:
         w = tensors.get(f"{name}.weight")
         width = len(found[-1][0]) if found else (w.shape[1] if w is not None and w.ndim > 1 else 0)
@@ -75,6 +79,72 @@ def steps(tensors: Mapping[str, Tensor], chain: Chain, owner: str) -> list[tuple
             raise MismatchError(f"A norm in {owner} doesn't fit", expected=expected, found=", ".join(norms))
         found.append((w.reshape(len(w), width, -1), torch.stack(factors).prod(0) if factors else None))
     return found
+
+
+def slopes(model: nn.Module, chains: tuple[Chain, ...], x: Tensor, owner: str) -> list[list[Tensor]]:
+    """For each chain and each layer of it but the last: by how much (units,) what the next layer takes in
+    follows what each unit gives out, in the mean over the inputs ``x`` (n, *shape) and positions.
+
+    The slope of a regression: for a ReLU the share of inputs at which it is on, if they are Gaussian (Stein's
+    identity), and 0 for a unit that is never on. Where pooling lies between, of the means over positions.
+    Differentiable in the weights; the model runs in its own mode. Raises MismatchError where a layer is
+    absent.
+    """
+    ends = {
+        (c, i): (chain[i][-1], chain[i + 1][0])
+        for c, chain in enumerate(chains)
+        for i in range(len(chain) - 1)
+    }
+    given: dict[tuple[int, int], Tensor] = {}
+    taken: dict[tuple[int, int], Tensor] = {}
+    like = next(model.parameters(), x)
+    with ExitStack() as stack:
+        for place, (giver, taker) in ends.items():
+            first, second = (_part(model, name, owner) for name in (giver, taker))
+            stack.callback(first.register_forward_hook(_keep(given, place)).remove)
+            stack.callback(second.register_forward_pre_hook(_keep(taken, place)).remove)
+        model(x.to(like.device, like.dtype if x.is_floating_point() else x.dtype))
+    if len(given) + len(taken) < 2 * len(ends):
+        raise MismatchError(
+            f"{owner} doesn't use all of its layers", expected=f"{2 * len(ends)} of them to be asked"
+        )
+    return [
+        [_slope(given[c, i], taken[c, i]) for i in range(len(chain) - 1)] for c, chain in enumerate(chains)
+    ]
+
+
+def _part(model: nn.Module, name: str, owner: str) -> nn.Module:
+    try:
+        return model.get_submodule(name)
+    except AttributeError as cause:
+        fix = "Give the model as a PyTorch module of the marked architecture"
+        raise MismatchError(
+            f"A layer is missing in {owner}", expected=name, found=type(model).__name__, fix=fix
+        ) from cause
+
+
+def _keep(table: dict[tuple[int, int], Tensor], place: tuple[int, int]) -> Callable[..., None]:
+    """A hook that keeps what a module gives out, or takes in, as (units, n, positions)."""
+
+    def hook(module: nn.Module, taken: tuple[Tensor, ...], out: Tensor | None = None) -> None:
+        value = taken[0] if out is None else out
+        value = value if value.dtype == torch.float64 else value.float()
+        last = isinstance(module, nn.Linear)
+        value = value.movedim(-1 if last else 1, 0)
+        table[place] = value.reshape(*value.shape[:2], -1)
+
+    return hook
+
+
+def _slope(given: Tensor, taken: Tensor) -> Tensor:
+    """Of the regression (units,) of ``taken`` on ``given``, both (units, n, positions)."""
+    n = given.shape[1]
+    taken = taken.reshape(len(given), -1, n, taken[0, 0].numel()).movedim(2, 1).flatten(2)
+    if given[0].shape != taken[0].shape:
+        given, taken = (v.mean(2, keepdim=True) for v in (given, taken))
+    given, taken = (v.flatten(1) - v.flatten(1).mean(1, keepdim=True) for v in (given, taken))
+    energy = given.square().sum(1)
+    return torch.where(energy > 0, (given * taken).sum(1) / energy.clamp_min(1e-30), 0.0)
 
 
 def _factor(tensors: Mapping[str, Tensor], norm: str) -> Tensor | None:

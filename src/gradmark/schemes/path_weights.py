@@ -1,23 +1,23 @@
-"""Bits in products of weights along a network's chains of layers, which no rewrite of hidden units moves.
+"""Bits in the mean Jacobian of a network's chains of layers, which no rewrite of hidden units moves.
 
 Hidden units have no names: they may be permuted, scaled, sign-flipped, doubled or padded with others
 that do nothing, and a BatchNorm may be folded away, while the network computes the same. All of it cancels in
-the product of what leads to a hidden unit and what leads on from it, summed over the units (as in the
-path norm of Neyshabur, Salakhutdinov and Srebro, NeurIPS 2015, but with signs). For the layers W_1 .. W_n
-of a chain (:mod:`gradmark.layer_chains`), each with its norms' factor a = gamma / sqrt(var + eps), bit b
-reads
+the product of what leads to a hidden unit, how the unit follows it, and what leads on from it, summed over
+the units (as in the path norm of Neyshabur, Salakhutdinov and Srebro, NeurIPS 2015, but with signs, and with
+every unit at its slope). For the layers W_1 .. W_n of a chain (:mod:`gradmark.layer_chains`), each with its
+norms' factor a = gamma / sqrt(var + eps), and the units' mean slopes s between them, bit b reads
 
-    p_b = u_b^T (a_n W_n g_bn) ... (a_2 W_2 g_b2) (a_1 W_1 g_b1) h_b
+    r_b = u_b^T (a_n W_n g_bn) s_n-1 (a_n-1 W_n-1 g_bn-1) ... s_1 (a_1 W_1 g_b1) h_b
 
 with Gaussian vectors from the key: u_b over the chain's outputs, h_b over its inputs, g_bl over the
-positions of a kernel. Chains add up, each in units of its root mean square over as many vectors that carry no
-bit: what a reading would be under any other key.
+positions of a kernel. Of two layers it is the mean Jacobian of the chain's outputs by its inputs, as far as
+what goes into the units is Gaussian. Chains add up, each in units of its root mean square over as many
+vectors that carry no bit: what a reading would be under any other key.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -27,8 +27,11 @@ from torch import Tensor, nn
 from gradmark.codec import canonical_json
 from gradmark.errors import MismatchError, ModelError, UsageError
 from gradmark.keys import OwnerKey
-from gradmark.layer_chains import Chain, layer_chains, steps
+from gradmark.layer_chains import Chain, Layer, layer_chains, slopes, steps
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WeightBox
+from gradmark.suspects.module import undisturbed
+
+_INPUTS = 32  # of a batch, in which training looks how the units follow them
 
 
 @dataclass(frozen=True)
@@ -69,7 +72,7 @@ class PathWeights:
     margin: ClassVar[float] = 8.0
     """In standard deviations over keys."""
     target_log10_p: ClassVar[float] = -math.inf
-    """A bit's push ends where its margin is met: long before, it is read with certainty and not yet robust."""
+    """A bit's push ends where its margin is met: long before, it reads well and isn't robust yet."""
 
     def __post_init__(self) -> None:
         given: Any = self.chains  # lists in a mark file
@@ -81,7 +84,12 @@ class PathWeights:
 
     def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> PathWeights:
         """This scheme with the chains of ``unmarked``. Raises MismatchError where none can be found."""
-        return replace(self, chains=self._chains(getattr(unmarked, "module", None), pool[0]))
+        module: nn.Module | None = getattr(unmarked, "module", None)
+        if module is None:
+            raise MismatchError(
+                "The layers' order is unknown", expected="a PyTorch module", found=unmarked.name
+            )
+        return replace(self, chains=layer_chains(module, pool[0]))
 
     def mark(self, key: OwnerKey, spec: ModelSpec) -> PathWeightsMark:
         """Derive the bits; the vectors follow when the layers' sizes are known. Raises UsageError."""
@@ -96,57 +104,56 @@ class PathWeights:
     def probe(
         self, mark: PathWeightsMark, model: nn.Module, batch: Batch, generator: torch.Generator, method: str
     ) -> tuple[Tensor, Tensor]:
-        """Every product times its bit (1, n). Nothing is asked of the model, so both methods are one."""
-        chains = self.chains or self._chains(model, batch[0])
+        """Every reading times its bit (1, n). Its gradient is of first order, so both methods are one."""
+        x = batch[0][:_INPUTS]
+        chains = self.chains or layer_chains(model, x)
         found = dict(model.named_parameters()) | dict(model.named_buffers())
-        device = batch[0].device.type
-        with torch.autocast(device, enabled=False):
-            values = _products(mark, found, chains, "the model")
+        layers = [steps(found, chain, "the model") for chain in chains]
+        on = slopes(model, chains, x, "the model")
+        with torch.autocast(x.device.type, enabled=False):
+            values = _products(mark, layers, on)
         return (values * mark.bits.to(values))[None], torch.arange(len(mark.bits))[None]
 
     def read(
-        self, mark: PathWeightsMark, suspect: WeightBox, pool: Batch, *, access: Access, carriers: int,
+        self, mark: PathWeightsMark, suspect: BlackBox, pool: Batch, *, access: Access, carriers: int,
         queries: int = 0,
     ) -> Reading:  # fmt: skip
-        """Read the suspect's weights; ``pool`` and ``carriers`` are not used.
+        """Read the suspect's weights, and in ``carriers`` inputs of ``pool`` how its units follow them.
 
-        Raises MismatchError without weights to read, or where the layers are absent or reshaped.
+        Raises MismatchError without a module to read, or where the layers are absent or reshaped.
         """
-        if access != "white" or not isinstance(suspect, WeightBox):
+        module: nn.Module | None = getattr(suspect, "module", None)
+        if access != "white" or not isinstance(suspect, WeightBox) or module is None:
             raise MismatchError(
                 "This mark lies in the weights and needs the model itself",
-                expected="white-box access to named weights",
+                expected="white-box access to a PyTorch module",
                 found=f"{access} access to {suspect.name}",
             )
-        chains = self.chains or self._chains(getattr(suspect, "module", None), pool[0])
+        x = pool[0][:carriers]
+        chains = self.chains or layer_chains(module, x)
         found = {name: w.double() for name, w in suspect.weights(buffers=True).items()}
-        values = _products(mark, found, chains, suspect.name)
+        layers = [steps(found, chain, suspect.name) for chain in chains]
+        with torch.no_grad(), undisturbed(module):
+            on = slopes(module, chains, x, suspect.name)
+        values = _products(mark, layers, on)
         if not bool(torch.isfinite(values).all()):
             raise ModelError(f"The weights of {suspect.name} aren't finite", expected="finite numbers")
-        return Reading(values, mark.bits.double(), 1, 0, "white")
-
-    def _chains(self, module: nn.Module | None, x: Tensor) -> tuple[Chain, ...]:
-        if module is None:
-            raise MismatchError(
-                "The layers' order is unknown", expected="a calibrated mark, or a PyTorch module"
-            )
-        return layer_chains(module, x)
+        return Reading(values, mark.bits.double(), len(x), 0, "white")
 
 
-def _products(
-    mark: PathWeightsMark, tensors: Mapping[str, Tensor], chains: tuple[Chain, ...], owner: str
-) -> Tensor:
-    """The products (n,), in standard deviations over keys."""
+def _products(mark: PathWeightsMark, chains: list[list[Layer]], on: list[list[Tensor]]) -> Tensor:
+    """The readings (n,), in standard deviations over keys; ``on``: the slopes behind each chain's layers."""
     n = len(mark.bits)
-    rows = [_product(mark, steps(tensors, chain, owner), str(i)) for i, chain in enumerate(chains)]
+    rows = [_product(mark, *both, str(i)) for i, both in enumerate(zip(chains, on, strict=True))]
     each = torch.stack([row[:n] / row[n:].square().mean().sqrt().clamp_min(1e-30) for row in rows])
     return each.sum(0) / math.sqrt(len(rows))
 
 
-def _product(mark: PathWeightsMark, layers: list[tuple[Tensor, Tensor | None]], chain: str) -> Tensor:
+def _product(mark: PathWeightsMark, layers: list[Layer], on: list[Tensor], chain: str) -> Tensor:
     """One chain's (2 n,), from its end to its beginning."""
     value = mark.vectors(f"outputs/{chain}", len(layers[-1][0])).to(layers[-1][0])
     for i, (w, factor) in reversed(list(enumerate(layers))):
+        value = value * on[i].to(value) if i < len(on) else value
         value = value if factor is None else value * factor
         places = mark.vectors(f"positions/{chain}/{i}", w.shape[2]).to(w)
         value = torch.einsum("bo,oik,bk->bi", value, w, places)
