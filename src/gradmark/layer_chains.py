@@ -142,9 +142,12 @@ def _slope(given: Tensor, taken: Tensor) -> Tensor:
     taken = taken.reshape(len(given), -1, n, taken[0, 0].numel()).movedim(2, 1).flatten(2)
     if given[0].shape != taken[0].shape:
         given, taken = (v.mean(2, keepdim=True) for v in (given, taken))
+    level = given.detach().flatten(1).abs().amax(1, keepdim=True)
     given, taken = (v.flatten(1) - v.flatten(1).mean(1, keepdim=True) for v in (given, taken))
-    energy = given.square().sum(1)
-    return torch.where(energy > 0, (given * taken).sum(1) / energy.clamp_min(1e-30), 0.0)
+    size = given.detach().abs().amax(1, keepdim=True)  # units may be scaled to where squares underflow
+    still = size <= 1e-6 * level
+    given, taken = (v / size.masked_fill(still, 1.0) for v in (given, taken))
+    return (given * taken).sum(1) / given.square().sum(1).masked_fill(still[:, 0], 1.0)
 
 
 def _factor(tensors: Mapping[str, Tensor], norm: str) -> Tensor | None:

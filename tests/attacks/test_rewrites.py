@@ -190,6 +190,35 @@ def test_every_neuron_moves_and_scales() -> None:
                 assert not torch.equal(getattr(old, part), getattr(new, part))
 
 
+@pytest.mark.parametrize(("name", "rewriting"), POSSIBLE)
+def test_a_mark_in_the_paths_through_hidden_units_stays_too(name: str, rewriting: str) -> None:
+    """It lies in the weights and not in the function, and yet no rewriting of hidden units moves it."""
+    model, domain = model_of(name), MAKERS[name][1]
+    scheme: Any = catalog.scheme("path-weights").calibrated(KEY, SPECS[domain], white(model), pool(domain))  # type: ignore[attr-defined]
+    mark = scheme.mark(KEY, SPECS[domain])
+    a, b = (
+        scheme.read(mark, white(m), pool(domain), access="white", carriers=100).values
+        for m in (model, rewrite(model, name, rewriting))
+    )
+    assert close(a, b, 1e-3)
+
+
+def test_dead_neurons_do_nothing_and_can_lead_anywhere() -> None:
+    model = model_of("digits")
+    thief = Thief(SPECS["grey"], *inputs("grey", 20, seed=0))
+    twin = catalog.attack("dummy", {"dead": True}).run(model, thief, generator(3))
+    assert isinstance(twin, nn.Sequential)
+    dead = (twin[1].bias < -100).nonzero()[:, 0]
+    assert len(dead) == 8
+    assert (twin[3].weight[:, dead].abs().amax((0, 2, 3)) > 0).all()
+    for other, words in ((nn.Tanh(), "change the model's function"), (nn.ReLU(), "Nothing shifts")):
+        mlp = nn.Sequential(nn.Linear(20, 8, bias=isinstance(other, nn.Tanh)), other, nn.Linear(8, 10)).eval()
+        with pytest.raises(AttackError, match=words):
+            catalog.attack("dummy", {"dead": True}).run(
+                mlp, Thief(SPECS["vector"], *inputs("vector", 20, seed=0)), generator(0)
+            )
+
+
 def test_dummies_widen_by_share() -> None:
     twin = rewrite(model_of("digits"), "digits", "dummy")
     assert isinstance(twin, nn.Sequential)
