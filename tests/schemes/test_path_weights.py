@@ -172,6 +172,34 @@ def test_other_weights_do() -> None:
     assert not torch.allclose(read(model), before, rtol=0.1, atol=0.1)
 
 
+class Wordy(nn.Module):
+    """What can't be traced: two feed-forward layers over the rows of an image, behind a branch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down, self.head = nn.Linear(8, 24), nn.Linear(24, 8), nn.Linear(8, 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.sum() > -1e9:
+            x = x[:, 0] + self.down(torch.nn.functional.gelu(self.up(x[:, 0])))
+        scores: Tensor = self.head(x.mean(1))
+        return scores
+
+
+def test_chains_may_be_given_for_what_cannot_be_traced() -> None:
+    model = Wordy().eval()
+    with pytest.raises(MismatchError, match="can't be told"):
+        PathWeights().calibrated(KEY, SPEC, white(model), pool("grey"))
+    scheme = PathWeights(64, chains=[[["up"], ["down"]]])  # type: ignore[arg-type]
+    assert scheme.calibrated(KEY, SPEC, white(model), pool("grey")) == scheme
+    before, order = read(model, scheme), torch.randperm(24, generator=torch.Generator().manual_seed(2))
+    with torch.no_grad():
+        for value in (model.up.weight, model.up.bias):
+            value.copy_(value[order])
+        model.down.weight.copy_(model.down.weight[:, order])
+    torch.testing.assert_close(read(model, scheme), before, rtol=1e-4, atol=1e-5)
+
+
 # --- what is refused --------------------------------------------------------------------------------------
 
 

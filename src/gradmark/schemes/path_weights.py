@@ -58,9 +58,10 @@ class PathWeightsMark:
 
 @dataclass(frozen=True)
 class PathWeights:
-    """``bits``: how many. ``chains``: the layers' names, which :meth:`calibrated` finds in an unmarked
-    network; without them they are looked for in the model at hand, and one that can't be traced can't be
-    read.
+    """``bits``: how many. ``chains``: for each chain its layers in order, and for each layer its name and its
+    norms', as in ``[[["conv1", "bn1"], ["conv2", "bn2"]]]``. :meth:`calibrated` finds them in an unmarked
+    network; give them where that can't be traced (a transformer's feed-forward layers, say). Without them
+    they are looked for in the model at hand.
     """
 
     bits: int = 128
@@ -83,7 +84,9 @@ class PathWeights:
         return {"bits": self.bits, "chains": [[list(link) for link in chain] for chain in self.chains]}
 
     def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> PathWeights:
-        """This scheme with the chains of ``unmarked``. Raises MismatchError where none can be found."""
+        """This scheme, with the chains of ``unmarked`` if it has none. MismatchError where there are none."""
+        if self.chains:
+            return self
         module: nn.Module | None = getattr(unmarked, "module", None)
         if module is None:
             raise MismatchError(
