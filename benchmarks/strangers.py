@@ -2,10 +2,11 @@
 
     gradmark bench benchmarks/suites/strangers.toml --out bench-strangers
     gradmark bench benchmarks/suites/cifar10-strangers.toml --out bench-cifar10-strangers
-    python benchmarks/strangers.py bench-strangers bench-cifar10-strangers
+    gradmark bench benchmarks/suites/strangers-paths.toml --out bench-strangers-paths
+    python benchmarks/strangers.py bench-strangers bench-cifar10-strangers bench-strangers-paths
 
 Every key's reference comes from the same unmarked control, and its bits are drawn afterwards. Writes
-results/strangers.json, where rows of tasks that aren't given stay, and prints it as a table. Within a row keys are independent; the rows share their keys.
+results/strangers.json, where rows of tasks and schemes that aren't given stay, and prints it as a table. Within a row keys are independent; the rows share their keys.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def row(cell: dict[str, Any]) -> dict[str, Any]:
     p = 10 ** np.array(cell["wrong_key_log10_p"])
     low = binomtest(int((p <= 0.05).sum()), len(p)).proportion_ci()
     return {
-        "task": cell["task"], "attack": cell["attack"], "access": cell["access"], "keys": len(p),
+        "task": cell["task"], "scheme": cell["scheme"], "attack": cell["attack"], "access": cell["access"], "keys": len(p),
         "share <= .05": float((p <= 0.05).mean()), "interval": [round(low.low, 3), round(low.high, 3)],
         "share <= .01": float((p <= 0.01).mean()), "least log10 p": round(float(np.log10(p.min())), 2),
         "KS p": round(float(kstest(p, "uniform").pvalue), 3), "own key, log10 p": round(cell["log10_p"], 1),
@@ -39,10 +40,11 @@ def main() -> None:
     parser.add_argument("out", nargs="*", type=Path, help="folders of gradmark bench; none: the known rows")
     args = parser.parse_args()
     if args.out:
-        paths = [path for out in args.out for path in sorted((out / "cells").glob("*/ensemble/*.json"))]
+        paths = [path for out in args.out for path in sorted((out / "cells").glob("*/*/*.json"))]
         rows = [row(cell) for path in paths for cell in json.loads(path.read_text())]
-        tasks = {one["task"] for one in rows}
-        rows = [one for one in json.loads(RESULTS.read_text()) if one["task"] not in tasks] + rows
+        made = {(one["task"], one["scheme"]) for one in rows}
+        known = json.loads(RESULTS.read_text())
+        rows = [one for one in known if (one["task"], one["scheme"]) not in made] + rows
         RESULTS.write_text(json.dumps(rows, indent=1) + "\n")
     rows = json.loads(RESULTS.read_text())
     print("| " + " | ".join(rows[0]) + " |\n|" + "---|" * len(rows[0]))
