@@ -11,8 +11,10 @@ norms' factor a = gamma / sqrt(var + eps), and the units' mean slopes s between 
 
 with Gaussian vectors from the key: u_b over the chain's outputs, h_b over its inputs, g_bl over the
 positions of a kernel. Of two layers it is the mean Jacobian of the chain's outputs by its inputs, as far as
-what goes into the units is Gaussian. Chains add up, each in units of its root mean square over as many
-vectors that carry no bit: what a reading would be under any other key.
+what goes into the units is Gaussian. Each chain counts in units z of its root mean square over as many
+vectors that carry no bit, what it would be under any other key; C chains are averaged as
+B tanh(sqrt(C) z / B), so that none can carry the mark alone: late layers take to it most easily, and are the
+first to be retrained.
 """
 
 from __future__ import annotations
@@ -72,6 +74,8 @@ class PathWeights:
     reads: ClassVar[str] = "weights"
     margin: ClassVar[float] = 8.0
     """In standard deviations over keys."""
+    most: ClassVar[float] = 16.0
+    """B: no chain counts for more, in these units."""
     target_log10_p: ClassVar[float] = -math.inf
     """A bit's push ends where its margin is met: long before, it reads well and isn't robust yet."""
 
@@ -114,7 +118,7 @@ class PathWeights:
         layers = [steps(found, chain, "the model") for chain in chains]
         on = slopes(model, chains, x, "the model")
         with torch.autocast(x.device.type, enabled=False):
-            values = _products(mark, layers, on)
+            values = _products(mark, layers, on, self.most)
         return (values * mark.bits.to(values))[None], torch.arange(len(mark.bits))[None]
 
     def read(
@@ -138,18 +142,20 @@ class PathWeights:
         layers = [steps(found, chain, suspect.name) for chain in chains]
         with torch.no_grad(), undisturbed(module):
             on = slopes(module, chains, x, suspect.name)
-        values = _products(mark, layers, on)
+        values = _products(mark, layers, on, self.most)
         if not bool(torch.isfinite(values).all()):
             raise ModelError(f"The weights of {suspect.name} aren't finite", expected="finite numbers")
         return Reading(values, mark.bits.double(), len(x), 0, "white")
 
 
-def _products(mark: PathWeightsMark, chains: list[list[Layer]], on: list[list[Tensor]]) -> Tensor:
+def _products(
+    mark: PathWeightsMark, chains: list[list[Layer]], on: list[list[Tensor]], most: float
+) -> Tensor:
     """The readings (n,), in standard deviations over keys; ``on``: the slopes behind each chain's layers."""
     n = len(mark.bits)
     rows = [_product(mark, *both, str(i)) for i, both in enumerate(zip(chains, on, strict=True))]
     each = torch.stack([row[:n] / row[n:].square().mean().sqrt().clamp_min(1e-30) for row in rows])
-    return each.sum(0) / math.sqrt(len(rows))
+    return (most * torch.tanh(each * (math.sqrt(len(rows)) / most))).mean(0)
 
 
 def _product(mark: PathWeightsMark, layers: list[Layer], on: list[Tensor], chain: str) -> Tensor:
