@@ -426,7 +426,8 @@ def test_fine_tuning_from_weights_and_datasets_of_ones_own(signed: Path, tmp_pat
 
 
 DRIVER = """
-import importlib, sys, time
+import importlib, signal, sys, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
 t = importlib.import_module("gradmark.embed.train")
 from gradmark.cli import main
 t._SAVE_SECONDS, save = 0.0, t._save
