@@ -255,3 +255,16 @@ def test_the_model_and_the_world_stay(method: str) -> None:
     before = world(model)
     check(model, method)
     assert same_world(before, world(model))
+
+
+def test_a_switching_unit_is_no_wrong_gradient() -> None:
+    """Units a hair from where they switch: the derivative's jump lies in the first finite step, no wider."""
+    model = network("vector", activation=nn.ReLU).double()
+    first = model[0]
+    assert isinstance(first, nn.Linear)
+    x = VECTOR[0].double()
+    with torch.no_grad():
+        units = torch.arange(len(first.bias))
+        first.bias -= first(x)[units % len(x), units] - 2e-9
+    scheme = scheme_for("filter-gradient", "vector")
+    assert check_method(scheme, scheme.mark(KEY, SPECS["vector"]), model, (x, VECTOR[1]), "exact").ok
