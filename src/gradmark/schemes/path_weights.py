@@ -11,10 +11,9 @@ norms' factor a = gamma / sqrt(var + eps), and the units' mean slopes s between 
 
 with Gaussian vectors from the key: u_b over the chain's outputs, h_b over its inputs, g_bl over the
 positions of a kernel. Of two layers it is the mean Jacobian of the chain's outputs by its inputs, as far as
-what goes into the units is Gaussian. Each chain counts in units z of its root mean square over as many
-vectors that carry no bit, what it would be under any other key; C chains are averaged as
-B tanh(sqrt(C) z / B), so that none can carry the mark alone: late layers take to it most easily, and are the
-first to be retrained.
+what goes into the units is Gaussian. Each chain counts in units z of the product's norm, which is a reading's
+standard deviation over all keys; C chains are averaged as B tanh(sqrt(C) z / B), so that none can carry the
+mark alone: late layers take to it most easily, and are the first to be retrained.
 """
 
 from __future__ import annotations
@@ -50,9 +49,8 @@ class PathWeightsMark:
         return f"PathWeightsMark({len(self.bits)} bits, {self.spec})"
 
     def vectors(self, place: str, length: int) -> Tensor:
-        """(2 n, length) Gaussian vectors, float64: one for each bit, and as many silent ones. Another length
-        has others."""
-        purpose, shape = f"{place}/{length}", (2 * len(self.bits), length)
+        """(n, length) Gaussian vectors, float64, one for each bit. Another length has others."""
+        purpose, shape = f"{place}/{length}", (len(self.bits), length)
         if purpose not in self._drawn:
             self._drawn[purpose] = torch.from_numpy(self.key.normals(purpose, shape, context=self.context))
         return self._drawn[purpose]
@@ -103,7 +101,7 @@ class PathWeights:
         if self.bits < 1:
             raise UsageError("A mark needs at least one bit", found=f"bits={self.bits}")
         context = canonical_json(
-            {"scheme": self.name, "parameters": {"bits": self.bits}, "spec": spec.to_json()}
+            {"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()}
         )
         bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=context)).float()
         return PathWeightsMark(spec, bits, key, context)
@@ -152,19 +150,23 @@ def _products(
     mark: PathWeightsMark, chains: list[list[Layer]], on: list[list[Tensor]], most: float
 ) -> Tensor:
     """The readings (n,), in standard deviations over keys; ``on``: the slopes behind each chain's layers."""
-    n = len(mark.bits)
     rows = [_product(mark, *both, str(i)) for i, both in enumerate(zip(chains, on, strict=True))]
-    each = torch.stack([row[:n] / row[n:].square().mean().sqrt().clamp_min(1e-30) for row in rows])
-    return (most * torch.tanh(each * (math.sqrt(len(rows)) / most))).mean(0)
+    return (most * torch.tanh(torch.stack(rows) * (math.sqrt(len(rows)) / most))).mean(0)
 
 
 def _product(mark: PathWeightsMark, layers: list[Layer], on: list[Tensor], chain: str) -> Tensor:
-    """One chain's (2 n,), from its end to its beginning."""
-    value = mark.vectors(f"outputs/{chain}", len(layers[-1][0])).to(layers[-1][0])
-    for i, (w, factor) in reversed(list(enumerate(layers))):
-        value = value * on[i].to(value) if i < len(on) else value
-        value = value if factor is None else value * factor
+    """One chain's (n,), from its beginning to its end, in standard deviations over keys.
+
+    ``size``: E_key[z z^T] over the units of the layer at hand, so the product's squared norm at the end.
+    """
+    value = mark.vectors(f"inputs/{chain}", layers[0][0].shape[1]).to(layers[0][0])
+    size = torch.eye(value.shape[1], dtype=value.dtype, device=value.device)
+    for i, (w, factor) in enumerate(layers):
+        factors = [f.to(w) for f in (factor, on[i] if i < len(on) else None) if f is not None]
+        w = w * torch.stack(factors).prod(0)[:, None, None] if factors else w
+        w = w / w.detach().square().mean().sqrt().clamp_min(1e-30)  # of long chains, in float32
         places = mark.vectors(f"positions/{chain}/{i}", w.shape[2]).to(w)
-        value = torch.einsum("bo,oik,bk->bi", value, w, places)
-        value = value / value.detach().square().mean().sqrt().clamp_min(1e-30)  # of long chains, in float32
-    return (value * mark.vectors(f"inputs/{chain}", value.shape[1]).to(value)).sum(1)
+        value = torch.einsum("bi,oik,bk->bo", value, w, places)
+        size = torch.einsum("ojk,pjk->op", torch.einsum("oik,ij->ojk", w, size), w)
+    outputs = mark.vectors(f"outputs/{chain}", value.shape[1]).to(value)
+    return (value * outputs).sum(1) / size.trace().clamp_min(1e-30).sqrt()
