@@ -70,7 +70,7 @@ class PathWeights:
     name: ClassVar[str] = "path-weights"
     needs: ClassVar[Access] = "white"
     reads: ClassVar[str] = "weights"
-    margin: ClassVar[float] = 8.0
+    margin: ClassVar[float] = 12.0
     """In standard deviations over keys."""
     most: ClassVar[float] = 16.0
     """B: no chain counts for more, in these units."""
