@@ -30,31 +30,40 @@ def seal(key: OwnerKey, values: Tensor, context: bytes) -> str:
 
     Deterministic, so that equal numbers give an equal mark.
     """
-    data = values.detach().cpu().numpy().astype("<f4").tobytes()
+    return seal_bytes(key, values.detach().cpu().numpy().astype("<f4").tobytes(), context)
+
+
+def seal_bytes(key: OwnerKey, data: bytes, context: bytes) -> str:
+    """``data``, one byte at least, as text that only the key opens."""
     return base64.b64encode(AESSIV(_secret(key, context)).encrypt(data, [context])).decode()
 
 
 def unseal(key: OwnerKey, text: str, context: bytes, n: int) -> Tensor:
     """The numbers (n,), float64. MarkFileError where they were changed or don't fit key and mark."""
-    try:
-        sealed = base64.b64decode(text, validate=True)
-        if base64.b64encode(sealed).decode() != text:
-            raise ValueError("another way to write the same bytes")  # which would draw other bits
-        data = AESSIV(_secret(key, context)).decrypt(sealed, [context])
-        values = torch.from_numpy(np.frombuffer(data, dtype="<f4").astype(np.float64))
-    except (InvalidTag, ValueError, TypeError, binascii.Error) as cause:
-        raise MarkFileError(
-            "The mark's reference readings can't be opened",
-            expected="numbers sealed with the mark's own key",
-            fix="Take the mark file and the key that embed used",
-        ) from cause
-    if len(values) != n or not bool(torch.isfinite(values).all()):
+    data = unseal_bytes(key, text, context)
+    values = torch.from_numpy(np.frombuffer(data[: len(data) // 4 * 4], dtype="<f4").astype(np.float64))
+    if len(data) != 4 * n or not bool(torch.isfinite(values).all()):
         raise MarkFileError(
             "The mark's reference readings don't fit the mark",
             expected=f"{n} numbers",
             found=str(len(values)),
         )
     return values
+
+
+def unseal_bytes(key: OwnerKey, text: str, context: bytes) -> bytes:
+    """What was sealed. Raises MarkFileError where it was changed or isn't this key's and this mark's."""
+    try:
+        sealed = base64.b64decode(text, validate=True)
+        if base64.b64encode(sealed).decode() != text:
+            raise ValueError("another way to write the same bytes")  # which would draw other bits
+        return AESSIV(_secret(key, context)).decrypt(sealed, [context])
+    except (InvalidTag, ValueError, TypeError, binascii.Error) as cause:
+        raise MarkFileError(
+            "The mark's reference readings can't be opened",
+            expected="numbers sealed with the mark's own key",
+            fix="Take the mark file and the key that embed used",
+        ) from cause
 
 
 def without(values: Tensor, reference: Tensor | None) -> Tensor:

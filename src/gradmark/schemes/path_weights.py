@@ -25,11 +25,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gradmark.channel_names import Profile, aligned, pack, profiles, unpack
 from gradmark.codec import canonical_json
 from gradmark.errors import MismatchError, ModelError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.layer_chains import Chain, Layer, layer_chains, slopes, steps
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WeightBox
+from gradmark.reference import seal_bytes, unseal_bytes
 from gradmark.suspects.module import undisturbed
 
 _INPUTS = 32  # of a batch, in which training looks how the units follow them
@@ -43,6 +45,8 @@ class PathWeightsMark:
     bits: Tensor
     key: OwnerKey
     context: bytes
+    profiles: tuple[Profile | None, ...] = ()
+    """Of the unmarked network: what goes into each chain and what comes out; empty without a reference."""
     _drawn: dict[str, Tensor] = field(default_factory=dict)  # a training asks for them at each penalty
 
     def __repr__(self) -> str:
@@ -61,11 +65,13 @@ class PathWeights:
     """``bits``: how many. ``chains``: for each chain its layers in order, and for each layer its name and its
     norms', as in ``[[["conv1", "bn1"], ["conv2", "bn2"]]]``. :meth:`calibrated` finds them in an unmarked
     network; give them where that can't be traced (a transformer's feed-forward layers, say). Without them
-    they are looked for in the model at hand.
+    they are looked for in the model at hand. ``reference``: what the unmarked network's channels do at the
+    chains' ends, sealed; a suspect's are read in their order (:mod:`gradmark.channel_names`).
     """
 
     bits: int = 128
     chains: tuple[Chain, ...] = ()
+    reference: str = ""
 
     name: ClassVar[str] = "path-weights"
     needs: ClassVar[Access] = "white"
@@ -83,28 +89,39 @@ class PathWeights:
         object.__setattr__(self, "chains", chains)
 
     def parameters(self) -> dict[str, Any]:
-        return {"bits": self.bits, "chains": [[list(link) for link in chain] for chain in self.chains]}
+        chains = [[list(link) for link in chain] for chain in self.chains]
+        known = {"reference": self.reference} if self.reference else {}
+        return {"bits": self.bits, "chains": chains, **known}
 
     def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> PathWeights:
-        """This scheme, with the chains of ``unmarked`` if it has none. MismatchError where there are none."""
-        if self.chains:
-            return self
+        """This scheme with the chains of ``unmarked``, if it has none, and its channels' profiles.
+
+        MismatchError where there are no chains.
+        """
         module: nn.Module | None = getattr(unmarked, "module", None)
         if module is None:
             raise MismatchError(
                 "The layers' order is unknown", expected="a PyTorch module", found=unmarked.name
             )
-        return replace(self, chains=layer_chains(module, pool[0]))
+        plain = replace(self, chains=self.chains or layer_chains(module, pool[0]), reference="")
+        context = plain._context(spec)
+        with undisturbed(module):
+            data = pack(profiles(key, module, plain.chains, pool[0], context))
+        return replace(plain, reference=seal_bytes(key, data, context)) if data else plain
+
+    def _context(self, spec: ModelSpec) -> bytes:
+        return canonical_json({"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()})
 
     def mark(self, key: OwnerKey, spec: ModelSpec) -> PathWeightsMark:
         """Derive the bits; the vectors follow when the layers' sizes are known. Raises UsageError."""
         if self.bits < 1:
             raise UsageError("A mark needs at least one bit", found=f"bits={self.bits}")
-        context = canonical_json(
-            {"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()}
-        )
-        bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=context)).float()
-        return PathWeightsMark(spec, bits, key, context)
+        context = replace(self, reference="")._context(spec)
+        # As everywhere: what was measured with the other secrets can't know the bits.
+        bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=self._context(spec))).float()
+        ends = unseal_bytes(key, self.reference, context) if self.reference else b""
+        known = tuple(unpack(ends, 2 * len(self.chains))) if ends else ()
+        return PathWeightsMark(spec, bits, key, context, known)
 
     def probe(
         self, mark: PathWeightsMark, model: nn.Module, batch: Batch, generator: torch.Generator, method: str
@@ -140,6 +157,10 @@ class PathWeights:
         layers = [steps(found, chain, suspect.name) for chain in chains]
         with torch.no_grad(), undisturbed(module):
             on = slopes(module, chains, x, suspect.name)
+            if mark.profiles:
+                seen = profiles(mark.key, module, chains, pool[0], mark.context)
+                ends = zip(mark.profiles[::2], seen[::2], mark.profiles[1::2], seen[1::2], strict=True)
+                layers = [aligned(chain, *end) for chain, end in zip(layers, ends, strict=True)]
         values = _products(mark, layers, on, self.most)
         if not bool(torch.isfinite(values).all()):
             raise ModelError(f"The weights of {suspect.name} aren't finite", expected="finite numbers")
