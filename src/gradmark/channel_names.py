@@ -30,7 +30,7 @@ _POINTS = 256  # a channel: a profile's correlation is known to 1/16
 _FEWEST = 64
 _ROOM = 300_000  # bytes of all profiles; a mark file has room for a mebibyte
 _NAMED = 0.99  # correlation with the model's own inputs or scores, which have names
-_HOME = 0.1  # correlation by which another place must be better than a channel's own
+_STILL = 1e-3  # of the median channel's size
 _STEP = 4 / 127  # of a profile's deviations in one byte
 
 
@@ -54,15 +54,15 @@ def profiles(
     kept: dict[int, Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
         for i, chain in enumerate(chains):
-            first, last = (model.get_submodule(name) for name in (chain[0][0], chain[-1][-1]))
+            first, last = model.get_submodule(chain[0][0]), _last(model, chain[-1])
             stack.callback(first.register_forward_pre_hook(_keep(kept, 2 * i)).remove)
             stack.callback(last.register_forward_hook(_keep(kept, 2 * i + 1)).remove)
         scores = model(given)
-    named = [v.detach().flatten(1).double().cpu() for v in (given, scores) if isinstance(v, Tensor)]
+    named = [v.detach().flatten(1).cpu().double() for v in (given, scores) if isinstance(v, Tensor)]
     return [
         None
-        if any(_same(kept[i], v) for v in named)
-        else _profile(key, kept[i].flatten(0, -2).double().cpu(), context)
+        if i not in kept or any(_same(kept[i], v) for v in named)
+        else _profile(key, kept[i].flatten(0, -2).cpu().double(), context)
         for i in range(2 * len(chains))
     ]
 
@@ -109,26 +109,38 @@ def aligned(
     layers: list[Layer],
     known_in: Profile | None, seen_in: Profile | None, known_out: Profile | None, seen_out: Profile | None,
 ) -> list[Layer]:  # fmt: skip
-    """A suspect's chain with its inputs and its outputs in the order, and on the scale, of the known ones."""
+    """A suspect's chain with its inputs and its outputs in the order, and on the scale, of the known ones.
+
+    A channel that stands still in either network counts for nothing: its weights could be anything.
+    """
     found = list(layers)
     if (pairs := _matched(known_in, seen_in)) is not None:
         (w, factor), (index, scale) = found[0], pairs
         found[0] = w[:, index] * scale.to(w)[:, None], factor
     if (pairs := _matched(known_out, seen_out)) is not None:
         (w, factor), (index, scale) = found[-1], pairs
-        found[-1] = w[index] / scale.to(w)[:, None, None], None if factor is None else factor[index]
+        back = torch.where(scale > 0, 1 / scale.clamp_min(1e-30), scale)
+        found[-1] = w[index] * back.to(w)[:, None, None], None if factor is None else factor[index]
     return found
 
 
 def _matched(known: Profile | None, seen: Profile | None) -> tuple[Tensor, Tensor] | None:
-    """For each known channel the suspect's, and how much larger that is; None where nothing is known."""
+    """For each known channel the suspect's, and how much larger that is (0: one of them stands still); None
+    where nothing is known."""
     if known is None or seen is None or len(known.size) != len(seen.size):
         return None
     n = known.values.shape[1]
-    likeness = known.values @ seen.values[:, :n].T / n + _HOME * torch.eye(len(known.size))
+    likeness = known.values @ seen.values[:, :n].T
     index = torch.from_numpy(linear_sum_assignment(-likeness.numpy())[1])
     a, b = known.size, seen.size[index]
-    return index, torch.where((a > 0) & (b > 0), b / a.clamp_min(1e-30), torch.ones_like(a))
+    still = a <= _STILL * a.median()
+    return index, torch.where(still, torch.zeros_like(a), b / a.masked_fill(still, 1.0))
+
+
+def _last(model: nn.Module, link: tuple[str, ...]) -> nn.Module:
+    """The norm behind a layer, or the layer where the norm has been folded away and is gone."""
+    modules: dict[str, nn.Module] = dict(model.named_modules())
+    return next(modules[name] for name in reversed(link) if name in modules)
 
 
 def _chosen(key: OwnerKey, pool: Tensor, context: bytes) -> Tensor:
@@ -162,7 +174,7 @@ def _same(values: Tensor, named: Tensor) -> bool:
     """Whether ``values``, with the channels last, are ``named`` (n, numbers), scaled and shifted perhaps."""
     orders = (values, values.movedim(-1, 1)) if values.ndim > 2 else (values,)
     return values.numel() == named.numel() and any(
-        _correlation(v.flatten().double().cpu(), named.flatten()) > _NAMED for v in orders
+        _correlation(v.flatten().cpu().double(), named.flatten()) > _NAMED for v in orders
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from itertools import pairwise
 from typing import Any
 
@@ -171,6 +172,46 @@ def test_no_rewrite_of_hidden_units_moves_a_reading(
     changed = {n: p for n, p in twin.named_parameters() if n in (old := dict(model.named_parameters()))}
     assert any(p.shape != old[n].shape or not torch.equal(p, old[n]) for n, p in changed.items())
     torch.testing.assert_close(read(twin, scheme), read(model, scheme), rtol=1e-3, atol=1e-4)
+
+
+def streams_renamed(model: Shortcuts, seed: int) -> Shortcuts:
+    """The same function: both residual streams' channels in another order, each times a factor of its own."""
+    twin, (pick, factors) = copy.deepcopy(model), (torch.Generator().manual_seed(seed), 0.1)
+    order, scale = torch.randperm(8, generator=pick), torch.rand(8, generator=pick) * 3 + factors
+    fresh = torch.tensor([0, 1, 2, 3, 12, 13, 14, 15])  # the others are those of the first stream, padded in
+    wide, wide_scale = torch.arange(16), torch.rand(16, generator=pick) * 3 + factors
+    wide[4:12], wide_scale[4:12] = order + 4, scale
+    wide[fresh] = fresh[torch.randperm(8, generator=pick)]
+    with torch.no_grad():
+        twin.stem.weight.copy_(model.stem.weight[order] * scale[:, None, None, None])
+        assert twin.stem.bias is not None
+        assert model.stem.bias is not None
+        twin.stem.bias.copy_(model.stem.bias[order] * scale)
+        for block, old, first, into, out, grown in (
+            (twin.a, model.a, order, scale, order, scale),
+            (twin.b, model.b, order, scale, wide, wide_scale),
+        ):
+            block.conv1.weight.copy_(old.conv1.weight[:, first] / into[:, None, None])
+            block.conv2.weight.copy_(old.conv2.weight[out])
+            for name, value in dict(block.bn2.named_parameters()).items():
+                value.copy_(old.bn2.get_parameter(name)[out] * grown)
+            block.bn2.running_mean.copy_(old.bn2.running_mean[out])  # type: ignore[union-attr, arg-type, index, operator]
+            block.bn2.running_var.copy_(old.bn2.running_var[out])  # type: ignore[union-attr, arg-type, index, operator]
+        twin.head.weight.copy_(model.head.weight[:, wide] / wide_scale)
+    return twin
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_renaming_a_residual_stream_moves_nothing(seed: int) -> None:
+    """Theorem: channels are told by what they do, and so found in whatever order and on whatever scale."""
+    model = lived(Shortcuts(), seed)
+    assert isinstance(model, Shortcuts)
+    scheme = PathWeights(64).calibrated(KEY, SPEC, white(model), pool("grey"))
+    twin = streams_renamed(model, seed)
+    torch.testing.assert_close(twin(X), model(X), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(read(twin, scheme), read(model, scheme), rtol=1e-3, atol=1e-3)
+    blind: Any = PathWeights(64, scheme.chains)  # without profiles it would
+    assert not torch.allclose(read(twin, blind), read(model, blind), atol=0.5)
 
 
 def test_other_weights_do() -> None:
