@@ -64,7 +64,7 @@ def passages(model: nn.Module, x: Tensor) -> list[Passage]:
 
     Raises AttackError where the model can't be traced.
     """
-    net = _Net(model, x)
+    net = TracedNet(model, x)
     return [passage for node in net.mixers if (passage := net.follow(node)) is not None]
 
 
@@ -73,7 +73,7 @@ def pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
 
     Raises AttackError where the model can't be traced.
     """
-    net = _Net(model, x)
+    net = TracedNet(model, x)
     followers = [(node, net.user(node)) for node in net.mixers]
     return [(str(a.target), str(b.target)) for a, b in followers if b is not None and net.norm(a, b)]
 
@@ -186,7 +186,7 @@ def _resize(part: nn.Module) -> None:
         part.out_channels, part.in_channels = part.weight.shape[:2]
 
 
-class _Net:
+class TracedNet:
     """A traced model with the shape of every tensor in it."""
 
     def __init__(self, model: nn.Module, x: Tensor) -> None:
@@ -216,12 +216,12 @@ class _Net:
         part = self.part(node)
         if not isinstance(part, Mixer) or "weight" not in part._parameters or getattr(part, "groups", 1) > 1:
             return False
-        shape = _shape(node)
+        shape = shape_of(node)
         return bool(shape) and (isinstance(part, nn.Linear) or len(shape) == part.weight.ndim)
 
     def axis(self, node: fx.Node) -> int:
         """Where a layer's output has its channels."""
-        return len(_shape(node)) - 1 if isinstance(self.part(node), nn.Linear) else 1
+        return len(shape_of(node)) - 1 if isinstance(self.part(node), nn.Linear) else 1
 
     def user(self, node: fx.Node) -> fx.Node | None:
         """The only thing that uses the values of ``node``, where that is one thing."""
@@ -236,13 +236,13 @@ class _Net:
 
     def follow(self, start: fx.Node) -> Passage | None:
         """The passage from the layer at ``start``, if one leads from there."""
-        axis, width = self.axis(start), _shape(start)[self.axis(start)]
+        axis, width = self.axis(start), shape_of(start)[self.axis(start)]
         norms: list[str] = []
         spread, scalable, odd, here = 1, True, True, start
         while (node := self.user(here)) is not None:
-            part, shape = self.part(node), _shape(node)
+            part, shape = self.part(node), shape_of(node)
             if node in self.mixers:
-                at = len(_shape(here)) - 1 if isinstance(part, nn.Linear) else 1
+                at = len(shape_of(here)) - 1 if isinstance(part, nn.Linear) else 1
                 fits = at == axis and (spread == 1 or isinstance(part, nn.Linear))
                 names = str(start.target), tuple(norms), str(node.target)
                 return Passage(*names, spread, scalable, odd) if fits else None
@@ -251,7 +251,7 @@ class _Net:
                     return None
                 norms.append(str(node.target))
                 scalable = odd = part.affine
-            elif (kind := self._kind(node)) and _keeps(kind, node, _shape(here), shape, axis):
+            elif (kind := self.kind(node)) and keeps(kind, node, shape_of(here), shape, axis):
                 spread = math.prod(shape[1:]) // width if axis == 1 and len(shape) == 2 else spread
                 scalable &= kind in LINEAR | POSITIVE
                 odd &= kind in LINEAR | ODD
@@ -260,7 +260,7 @@ class _Net:
             here = node
         return None
 
-    def _kind(self, node: fx.Node) -> str:
+    def kind(self, node: fx.Node) -> str:
         """The common name of a module, function or method, or nothing where it isn't known."""
         if node.op == "call_module":
             part = self.parts[str(node.target)]
@@ -272,7 +272,7 @@ class _Net:
         return name if name in KNOWN and node.op.startswith("call") else ""
 
 
-def _keeps(kind: str, node: fx.Node, before: tuple[int, ...], after: tuple[int, ...], axis: int) -> bool:
+def keeps(kind: str, node: fx.Node, before: tuple[int, ...], after: tuple[int, ...], axis: int) -> bool:
     """Whether the channels on ``axis`` stay apart, in their order, and on their axis."""
     if kind in _SHAPES:
         flat = axis == 1 and len(after) == 2 and math.prod(before[1:]) == after[1]
@@ -291,6 +291,6 @@ def _asks_shape(node: fx.Node) -> bool:
     return node.target in ("size", "dim") or (node.target is getattr and node.args[1] in ("shape", "ndim"))
 
 
-def _shape(node: fx.Node) -> tuple[int, ...]:
+def shape_of(node: fx.Node) -> tuple[int, ...]:
     meta = node.meta.get("tensor_meta")
     return tuple(meta.shape) if isinstance(meta, TensorMetadata) else ()

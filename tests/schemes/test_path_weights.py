@@ -159,7 +159,9 @@ def test_bits_and_vectors_hang_on_the_list_of_chains() -> None:
 REWRITES = [(name, {}) for name in ("permute", "rescale", "flip-signs", "dummy", "fold")]
 
 
-@pytest.mark.parametrize(("attack", "options"), [*REWRITES, ("dummy", {"dead": True})])
+@pytest.mark.parametrize(
+    ("attack", "options"), [*REWRITES, ("dummy", {"dead": True}), ("permute", {"streams": True})]
+)
 @pytest.mark.parametrize("kind", [Shortcuts, DigitsNet])
 def test_no_rewrite_of_hidden_units_moves_a_reading(
     kind: type[nn.Module], attack: str, options: dict[str, Any]
