@@ -122,7 +122,28 @@ def test_the_assignment_is_the_best_of_all(n: int, seed: int, noise: float) -> N
     assert factor.tolist() == index.tolist()
 
 
-def test_still_channels_count_for_nothing_and_other_widths_stay() -> None:
+def test_a_wider_stream_and_channels_in_copies_are_read_as_before() -> None:
+    """Four channels; one of them now in three copies, whose outgoing weights add up to what they were."""
+    known = made(4, 256, 0)
+    w = torch.randn(3, 4, 2, dtype=torch.float64)
+    copies = torch.tensor([2.0, 0.5, 1.0], dtype=torch.float64)
+    parts = torch.randn(2, 3, 2, dtype=torch.float64) * 50
+    last = w[:, 1] - copies[0] * parts[0] - copies[1] * parts[1]
+    wide = torch.stack([w[:, 3], parts[0], w[:, 0], parts[1], torch.randn(3, 2).double(), last, w[:, 2]], 1)
+    more = made(1, 256, 7)
+    rows = torch.cat([known.values[[3, 1, 0, 1]], more.values, known.values[[1, 2]]])
+    one, own = torch.ones(1, dtype=torch.float64), known.size
+    size = torch.cat([own[3:], own[1:2] * 2, own[:1], own[1:2] / 2, one, own[1:2], own[2:3]])
+    ((inputs, _),) = aligned([(wide, None)], known, Profile(rows, size), None, None)
+    torch.testing.assert_close(inputs, w)
+    ((outputs, _),) = aligned([(wide.movedim(1, 0), None)], None, None, known, Profile(rows, size))
+    assert outputs.shape == (4, 3, 2)
+    ((fewer, _),) = aligned([(w[:, :2], None)], known, Profile(known.values[:2], known.size[:2]), None, None)
+    torch.testing.assert_close(fewer[:, :2], w[:, :2])
+    assert not fewer[:, 2:].any()
+
+
+def test_still_channels_count_for_nothing() -> None:
     known = made(4, 256, 0)
     for a, b in (
         (known.size, torch.tensor([1.0, 0.0, 1.0, 1.0])),
@@ -136,5 +157,3 @@ def test_still_channels_count_for_nothing_and_other_widths_stay() -> None:
         assert not inputs[:, 1].any()
         assert not outputs[1].any()
         assert inputs[:, 0].all()
-    ((same, _),) = aligned([(w, None)], known, made(5, 256, 1), None, None)
-    assert same is w

@@ -31,6 +31,7 @@ _FEWEST = 64
 _ROOM = 300_000  # bytes of all profiles; a mark file has room for a mebibyte
 _NAMED = 0.99  # correlation with the model's own inputs or scores, which have names
 _STILL = 1e-3  # of the median channel's size
+_TWINS = 0.9999  # correlation
 _STEP = 4 / 127  # of a profile's deviations in one byte
 
 
@@ -111,30 +112,42 @@ def aligned(
 ) -> list[Layer]:  # fmt: skip
     """A suspect's chain with its inputs and its outputs in the order, and on the scale, of the known ones.
 
-    A channel that stands still in either network counts for nothing: its weights could be anything.
+    A channel that stands still in either network counts for nothing: its weights could be anything. A
+    suspect may have more channels than are known, or fewer.
     """
     found = list(layers)
-    if (pairs := _matched(known_in, seen_in)) is not None:
-        (w, factor), (index, scale) = found[0], pairs
-        found[0] = w[:, index] * scale.to(w)[:, None], factor
-    if (pairs := _matched(known_out, seen_out)) is not None:
-        (w, factor), (index, scale) = found[-1], pairs
+    if known_in is not None and seen_in is not None:
+        index, scale = _matched(known_in, seen_in)
+        (w, factor), twins = found[0], _alike(seen_in)[index]  # a channel in several copies is their sum
+        ratios = scale[:, None] * twins * (seen_in.size / seen_in.size[index].clamp_min(1e-30)[:, None])
+        found[0] = torch.einsum("ojk,rj->ork", w, ratios.to(w)), factor
+    if known_out is not None and seen_out is not None:
+        index, scale = _matched(known_out, seen_out)
+        w, factor = found[-1]
         back = torch.where(scale > 0, 1 / scale.clamp_min(1e-30), scale)
         found[-1] = w[index] * back.to(w)[:, None, None], None if factor is None else factor[index]
     return found
 
 
-def _matched(known: Profile | None, seen: Profile | None) -> tuple[Tensor, Tensor] | None:
-    """For each known channel the suspect's, and how much larger that is (0: one of them stands still); None
-    where nothing is known."""
-    if known is None or seen is None or len(known.size) != len(seen.size):
-        return None
-    n = known.values.shape[1]
-    likeness = known.values @ seen.values[:, :n].T
-    index = torch.from_numpy(linear_sum_assignment(-likeness.numpy())[1])
-    a, b = known.size, seen.size[index]
-    still = a <= _STILL * a.median()
-    return index, torch.where(still, torch.zeros_like(a), b / a.masked_fill(still, 1.0))
+def _matched(known: Profile, seen: Profile) -> tuple[Tensor, Tensor]:
+    """For each known channel the suspect's, and how much larger it is (0: none, or one stands still)."""
+    likeness = known.values @ seen.values[:, : known.values.shape[1]].T
+    rows, columns = linear_sum_assignment(-likeness.numpy())
+    index, present = (
+        torch.zeros(len(known.size), dtype=torch.long),
+        torch.zeros(len(known.size), dtype=torch.bool),
+    )
+    index[rows], present[rows] = torch.from_numpy(columns), True
+    present &= known.size > _STILL * known.size.median()
+    return index, torch.where(
+        present, seen.size[index] / known.size.clamp_min(1e-30), torch.zeros_like(known.size)
+    )
+
+
+def _alike(seen: Profile) -> Tensor:
+    """Which of a suspect's channels (C, C) do the same, but for their scale: each itself, at least."""
+    likeness = seen.values @ seen.values.T / seen.values.shape[1]
+    return ((likeness > _TWINS) | torch.eye(len(likeness), dtype=torch.bool)).double()
 
 
 def _last(model: nn.Module, link: tuple[str, ...]) -> nn.Module:
