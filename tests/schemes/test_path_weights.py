@@ -13,13 +13,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from conformance import KEY, SPECS, network, pool, white
+from conformance import KEY, SPECS, network, pool, uniform_p, white
 from gradmark import catalog
 from gradmark.bench.networks import Block, DigitsNet
 from gradmark.errors import MismatchError, UsageError
+from gradmark.keys import OwnerKey
 from gradmark.layer_chains import layer_chains
 from gradmark.protocols import Thief
 from gradmark.schemes.path_weights import PathWeights
+from gradmark.stats import ks_uniform
 
 SPEC = SPECS["grey"]
 X = pool("grey")[0]
@@ -214,6 +216,19 @@ def test_renaming_a_residual_stream_moves_nothing(seed: int) -> None:
     torch.testing.assert_close(read(twin, scheme), read(model, scheme), rtol=1e-3, atol=1e-3)
     blind: Any = PathWeights(64, scheme.chains)  # without profiles it would
     assert not torch.allclose(read(twin, blind), read(model, blind), atol=0.5)
+
+
+def test_other_keys_read_uniformly_where_channels_are_matched() -> None:
+    """Each key has its own profiles of an unmarked network; the suspect is that network, renamed."""
+    model = lived(Shortcuts())
+    assert isinstance(model, Shortcuts)
+    suspect, generator, found = white(streams_renamed(model, 3)), np.random.default_rng(5), []
+    for seed in range(150):
+        key = OwnerKey.from_seed(seed)
+        scheme = PathWeights(64).calibrated(key, SPEC, white(model), pool("grey"))
+        reading = scheme.read(scheme.mark(key, SPEC), suspect, pool("grey"), access="white", carriers=40)
+        found.append(uniform_p(reading, generator))
+    assert ks_uniform(found)[1] > 0.001
 
 
 def test_other_weights_do() -> None:
