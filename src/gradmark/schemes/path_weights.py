@@ -183,8 +183,8 @@ def _product(mark: PathWeightsMark, layers: list[Layer], on: list[Tensor], chain
     value = mark.vectors(f"inputs/{chain}", layers[0][0].shape[1]).to(layers[0][0])
     size = torch.eye(value.shape[1], dtype=value.dtype, device=value.device)
     for i, (w, factor) in enumerate(layers):
-        factors = [f.to(w) for f in (factor, on[i] if i < len(on) else None) if f is not None]
-        w = w * torch.stack(factors).prod(0)[:, None, None] if factors else w
+        for each in (factor, on[i] if i < len(on) else None):
+            w = w if each is None else w * each.to(w)[:, None, None]
         w = w / w.detach().square().mean().sqrt().clamp_min(1e-30)  # of long chains, in float32
         places = mark.vectors(f"positions/{chain}/{i}", w.shape[2]).to(w)
         value = torch.einsum("bi,oik,bk->bo", value, w, places)
