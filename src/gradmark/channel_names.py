@@ -24,6 +24,7 @@ from torch import Tensor, nn
 from gradmark.errors import MarkFileError
 from gradmark.keys import OwnerKey
 from gradmark.layer_chains import Chain, Layer
+from gradmark.rewiring import fed
 
 _INPUTS = 32
 _POINTS = 256  # a channel: a profile's correlation is known to 1/16
@@ -49,9 +50,7 @@ def profiles(
     """What goes into each chain and what comes out of it, in turn; None where that has names: the model's
     inputs, its scores. ``pool`` (b, *shape): natural inputs, of which the key takes 32; a forward pass
     of them, in the model's own mode."""
-    x = _chosen(key, pool, context)
-    like = next(model.parameters(), x)
-    given = x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+    given = fed(model, _chosen(key, pool, context))
     kept: dict[int, Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
         for i, chain in enumerate(chains):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gradmark.errors import AttackError, MismatchError
-from gradmark.rewiring import pairs, passages
+from gradmark.rewiring import fed, pairs, passages
 
 Chain = tuple[tuple[str, ...], ...]
 """For each layer, in order: its name and those of the BatchNorms right behind it."""
@@ -97,13 +97,12 @@ def slopes(model: nn.Module, chains: tuple[Chain, ...], x: Tensor, owner: str) -
     }
     given: dict[tuple[int, int], Tensor] = {}
     taken: dict[tuple[int, int], Tensor] = {}
-    like = next(model.parameters(), x)
     with ExitStack() as stack:
         for place, (giver, taker) in ends.items():
             first, second = (_part(model, name, owner) for name in (giver, taker))
             stack.callback(first.register_forward_hook(_keep(given, place)).remove)
             stack.callback(second.register_forward_pre_hook(_keep(taken, place)).remove)
-        model(x.to(like.device, like.dtype if x.is_floating_point() else x.dtype))
+        model(fed(model, x))
     if len(given) + len(taken) < 2 * len(ends):
         raise MismatchError(
             f"{owner} doesn't use all of its layers", expected=f"{2 * len(ends)} of them to be asked"

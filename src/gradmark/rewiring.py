@@ -164,8 +164,13 @@ def _scores(model: nn.Module, x: Tensor) -> Tensor:
 
 
 def _inputs(model: nn.Module, x: Tensor) -> Tensor:
+    return fed(model, x[:EXAMPLES])
+
+
+def fed(model: nn.Module, x: Tensor) -> Tensor:
+    """``x`` on the device of ``model``, and in its precision where it isn't whole numbers."""
     like = next(model.parameters(), x)
-    return x[:EXAMPLES].to(like.device, like.dtype if x.is_floating_point() else x.dtype)
+    return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
 
 
 def _put(part: nn.Module, name: str, value: Tensor) -> None:
