@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gradmark.rewiring import Norm, TracedNet, keeps, shape_of
+from gradmark.passages import Norm, TracedNet, keeps, shape_of
 
 Slot = tuple[str, str]
 """A module's name and which of its axes: ``rows``, ``columns`` or, of a norm, ``norm``."""

@@ -14,8 +14,8 @@ from conformance import KEY, SPECS, inputs, network, pool, same_world, scheme_fo
 from gradmark import catalog
 from gradmark.bench.networks import DigitsNet
 from gradmark.errors import AttackError
+from gradmark.passages import Passage, pairs, passages
 from gradmark.protocols import Access, Thief
-from gradmark.rewiring import Passage, pairs, passages
 from gradmark.suspects.module import weights_digest
 
 

@@ -9,20 +9,9 @@ import torch
 from torch import nn
 
 from gradmark.errors import AttackError
+from gradmark.passages import Mixer, Norm, Passage, passages
 from gradmark.protocols import Thief
-from gradmark.rewiring import (
-    PASSAGE,
-    Mixer,
-    Norm,
-    Passage,
-    incoming,
-    mixer,
-    need,
-    norm,
-    passages,
-    select,
-    unchanged,
-)
+from gradmark.rewiring import PASSAGE, incoming, mixer, need, norm, select, unchanged
 
 
 @dataclass(frozen=True)

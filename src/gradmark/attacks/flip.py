@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gradmark.passages import pairs, passages
 from gradmark.protocols import Thief
-from gradmark.rewiring import column, mixer, multiply, need, norm, pairs, passages, unchanged
+from gradmark.rewiring import column, mixer, multiply, need, norm, unchanged
 
 
 @dataclass(frozen=True)

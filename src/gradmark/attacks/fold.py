@@ -9,8 +9,9 @@ import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from gradmark.passages import pairs
 from gradmark.protocols import Thief
-from gradmark.rewiring import mixer, need, norm, pairs, unchanged
+from gradmark.rewiring import mixer, need, norm, unchanged
 
 
 @dataclass(frozen=True)

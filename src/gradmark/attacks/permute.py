@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gradmark.passages import passages
 from gradmark.protocols import Thief
-from gradmark.rewiring import PASSAGE, mixer, need, passages, select, unchanged
+from gradmark.rewiring import PASSAGE, mixer, need, select, unchanged
 from gradmark.streams import orders, rename
 
 

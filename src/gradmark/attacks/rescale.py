@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from gradmark.passages import passages
 from gradmark.protocols import Thief
-from gradmark.rewiring import mixer, multiply, need, passages, unchanged
+from gradmark.rewiring import mixer, multiply, need, unchanged
 
 
 @dataclass(frozen=True)
