@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from gradmark.errors import MarkFileError
 from gradmark.keys import OwnerKey
 from gradmark.layer_chains import Chain, Layer
-from gradmark.passages import fed
+from gradmark.suspects.module import fed
 
 _INPUTS = 32
 _POINTS = 256  # a channel: a profile's correlation is known to 1/16

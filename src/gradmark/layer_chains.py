@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from gradmark.errors import AttackError, MismatchError
-from gradmark.passages import fed, pairs, passages
+from gradmark.passages import pairs, passages
+from gradmark.suspects.module import fed
 
 Chain = tuple[tuple[str, ...], ...]
 """For each layer, in order: its name and those of the BatchNorms right behind it."""

@@ -19,7 +19,7 @@ from torch.fx.passes.shape_prop import ShapeProp, TensorMetadata
 
 from gradmark.errors import AttackError
 from gradmark.suspects.checks import brief
-from gradmark.suspects.module import undisturbed
+from gradmark.suspects.module import fed, undisturbed
 
 EXAMPLES = 3
 _AXES = ("1d", "2d", "3d")
@@ -74,12 +74,6 @@ def pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     net = TracedNet(model, x)
     followers = [(node, net.user(node)) for node in net.mixers]
     return [(str(a.target), str(b.target)) for a, b in followers if b is not None and net.norm(a, b)]
-
-
-def fed(model: nn.Module, x: Tensor) -> Tensor:
-    """``x`` on the device of ``model``, and in its precision where it isn't whole numbers."""
-    like = next(model.parameters(), x)
-    return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
 
 
 class TracedNet:
@@ -188,5 +182,6 @@ def _asks_shape(node: fx.Node) -> bool:
 
 
 def shape_of(node: fx.Node) -> tuple[int, ...]:
+    """The shape of a node's tensor; empty where it isn't one."""
     meta = node.meta.get("tensor_meta")
     return tuple(meta.shape) if isinstance(meta, TensorMetadata) else ()

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from gradmark.errors import AttackError
-from gradmark.passages import EXAMPLES, Mixer, Norm, Passage, fed
+from gradmark.passages import EXAMPLES, Mixer, Norm, Passage
 from gradmark.suspects.checks import brief, unwrap
-from gradmark.suspects.module import undisturbed
+from gradmark.suspects.module import fed, undisturbed
 
 PASSAGE = "two layers with activations, pooling or batch norm alone between them"
 

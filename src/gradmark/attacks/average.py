@@ -11,6 +11,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradmark.errors import AttackError
 from gradmark.protocols import Thief
+from gradmark.suspects.module import fed
 from gradmark.thief import batches
 
 
@@ -53,10 +54,9 @@ def _recalibrate(model: nn.Module, thief: Thief, generator: torch.Generator) -> 
         norm.reset_running_stats()
         norm.momentum = None  # a plain mean over the batches
         norm.training = True
-    like = next(model.parameters())
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         for x, _ in batches(thief, generator):
-            model(x.to(like.device, like.dtype))
+            model(fed(model, x))
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
     model.eval()

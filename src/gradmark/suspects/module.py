@@ -117,8 +117,7 @@ class ModuleSuspect:
         return grad
 
     def _forward(self, x: Tensor) -> object:
-        like = _dtype_device(self.module)
-        x = x.to(device=like.device, dtype=like.dtype) if x.is_floating_point() else x.to(like.device)
+        x = fed(self.module, x)
         try:
             return self.module(x)
         except GradmarkError:
@@ -205,6 +204,12 @@ def _set_mode(module: nn.Module, training: bool) -> None:
     except NotImplementedError:
         for part in module.modules():
             part.training = training
+
+
+def fed(module: nn.Module, x: Tensor) -> Tensor:
+    """``x`` on the device of ``module``, and in its precision where it isn't whole numbers."""
+    like = _dtype_device(module)
+    return x.to(like.device, like.dtype if x.is_floating_point() else x.dtype)
 
 
 def _dtype_device(module: nn.Module) -> Tensor:
