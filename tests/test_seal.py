@@ -307,7 +307,7 @@ def mutated(data: bytes, r: random.Random) -> bytes:
 
 @given(st.integers(0, 2**63))
 def test_hostile_files_give_typed_errors(seed: int) -> None:
-    """A short run of what benchmarks/fuzz_seal.py does at length."""
+    """A short run of what benchmarks/fuzz.py does at length."""
     data = mutated((GOLDEN / "seal-v1.json").read_bytes(), random.Random(seed))
     try:
         seal = SealFile.from_bytes(data)
