@@ -63,9 +63,9 @@ def cells(task_name: str, seeds: list[int], folder: Path, chosen: list[str]) -> 
             print(f"{marked.name} isn't there yet", flush=True)
             continue
         key = owner_key(seed)
-        scheme = calibrated(entry, task, seed, key, folder)
+        scheme = calibrated(entry, task_name, seed, key, folder)
         stranger = OwnerKey.from_seed(seed + 10_000, "stranger")
-        foreign = calibrated(entry, task, seed, stranger, folder)
+        foreign = calibrated(entry, task_name, seed, stranger, folder)
         whom = [
             ("marked", marked, scheme.mark(key, data.spec), scheme, PARTS),
             (

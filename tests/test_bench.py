@@ -181,6 +181,7 @@ def test_every_attack_of_the_table_can_be_made(row: Configured) -> None:
 def test_black_only_and_white_only() -> None:
     assert Configured("a", "output-round").accesses("black") == ("black",)
     assert Configured("a", "distill+output-round").accesses("white") == ()
+    assert Configured("a", "output-match+distill").accesses("black") == ("white", "black")
     assert Configured("a", "prune").accesses("black") == ("white", "black")
     assert Configured("a", "prune").accesses("white") == ("white",)
 

@@ -30,6 +30,7 @@ from gradmark.attacks.input_squeeze import InputSqueeze
 from gradmark.attacks.launder import Launder
 from gradmark.attacks.lora import LoRA
 from gradmark.attacks.noise import Noise
+from gradmark.attacks.output_match import OutputMatch
 from gradmark.attacks.output_noise import OutputNoise
 from gradmark.attacks.output_round import OutputRound
 from gradmark.attacks.output_temperature import OutputTemperature
@@ -118,6 +119,7 @@ ATTACKS: dict[str, Callable[..., Attack]] = {
     "input-pca": InputPca,
     "input-smooth": InputSmooth,
     "input-squeeze": InputSqueeze,
+    "output-match": OutputMatch,
     "output-noise": OutputNoise,
     "output-round": OutputRound,
     "output-temperature": OutputTemperature,

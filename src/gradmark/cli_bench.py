@@ -54,6 +54,9 @@ def attack(
     lr: Annotated[float, typer.Option(help="The thief's learning rate.")] = 0.01,
     optimizer: Annotated[str, typer.Option(help="sgd or adamw.")] = "sgd",
     batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    mark: Annotated[
+        Path | None, typer.Option(help="The public mark.json: a thief who read it knows the nudges' size.")
+    ] = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> int:
@@ -62,7 +65,7 @@ def attack(
 
     names = tuple(dict.fromkeys(name.strip() for name in attack_.split(",") if name.strip()))
     job = AttackJob(
-        suspect, names, parse_parameters(parameters), data, model, out, lr, optimizer, batch_size, seed
+        suspect, names, parse_parameters(parameters), data, model, out, lr, optimizer, batch_size, seed, mark
     )
     done = run_attack(job, err())
     lines = [f"Accuracy before: {100 * done['accuracy']:.2f}%"]

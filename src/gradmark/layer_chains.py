@@ -8,6 +8,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from gradmark.errors import AttackError, MismatchError
 from gradmark.passages import pairs, passages
@@ -19,7 +20,7 @@ Chain = tuple[tuple[str, ...], ...]
 Layer = tuple[Tensor, Tensor | None]
 """Weights as (outputs, inputs, positions), and the norms' factor (outputs,) if there is one."""
 
-_EPS = 1e-5  # of a BatchNorm: its default
+_EPS = 1e-5  # of a BatchNorm that doesn't say
 _KNOWN: WeakKeyDictionary[nn.Module, tuple[Chain, ...]] = WeakKeyDictionary()
 
 
@@ -61,8 +62,8 @@ def _found(model: nn.Module, x: Tensor) -> tuple[Chain, ...]:
 def steps(tensors: Mapping[str, Tensor], chain: Chain, owner: str) -> list[Layer]:
     """The layers of a chain.
 
-    ``tensors``: parameters and buffers by name. A norm that isn't there has been folded away. Raises
-    MismatchError where a layer is absent or doesn't fit the one before it.
+    ``tensors``: parameters and buffers by name, and :func:`constants`. A norm that isn't there has been
+    folded away. Raises MismatchError where a layer is absent or doesn't fit the one before it.
     """
     found: list[Layer] = []
     for name, *norms in chain:
@@ -80,6 +81,12 @@ def steps(tensors: Mapping[str, Tensor], chain: Chain, owner: str) -> list[Layer
             raise MismatchError(f"A norm in {owner} doesn't fit", expected=expected, found=", ".join(norms))
         found.append((w.reshape(len(w), width, -1), torch.stack(factors).prod(0) if factors else None))
     return found
+
+
+def constants(model: nn.Module) -> dict[str, Tensor]:
+    """What the norms of ``model`` add to their variances, as ``NAME.eps``."""
+    return {f"{name}.eps": torch.tensor(m.eps, dtype=torch.float64)
+            for name, m in model.named_modules() if isinstance(m, _BatchNorm)}  # fmt: skip
 
 
 def slopes(model: nn.Module, chains: tuple[Chain, ...], x: Tensor, owner: str) -> list[list[Tensor]]:
@@ -155,4 +162,5 @@ def _factor(tensors: Mapping[str, Tensor], norm: str) -> Tensor | None:
     scale, variance = tensors.get(f"{norm}.weight"), tensors.get(f"{norm}.running_var")
     if variance is None:
         return scale
-    return (variance + _EPS).rsqrt() * (1.0 if scale is None else scale)
+    eps = float(tensors.get(f"{norm}.eps", _EPS))
+    return (variance + eps).rsqrt() * (1.0 if scale is None else scale)

@@ -10,7 +10,7 @@ Shape suffixes used throughout: ``b`` batch, ``C`` classes, ``K`` kernels (direc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -264,8 +264,8 @@ class Thief:
     ``surrogate`` (m, *shape): unlabelled inputs of another distribution. ``sibling``: an unmarked
     network of the same architecture. ``fresh``, ``other``: untrained networks of the same and of another
     architecture. ``marker``: from a seed, the thief's own marker of the scheme that the owner used.
-    ``lr``: the learning rate the owner trained with; ``optimizer``, ``batch_size`` and ``augment``
-    (inputs and a generator to inputs) likewise. ``autocast``: run training in this precision.
+    ``lr``, ``optimizer``, ``batch_size``, ``augment`` (inputs and a generator to inputs), ``autocast``: how
+    he trains. ``directions``: what the public mark file says of the owner's, as ``step`` and ``kernel_size``.
     """
 
     spec: ModelSpec
@@ -281,6 +281,7 @@ class Thief:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     batch_size: int = 64
     autocast: torch.dtype | None = None
+    directions: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Attack(Protocol):

@@ -69,8 +69,10 @@ def command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]]
                 code = _fail("Interrupted", f"interrupted{_continue(run.__name__, options)}", options)
             except GradmarkError as error:
                 code = _fail(type(error).__name__, str(error), options)
-            except (typer.Exit, typer.Abort):
+            except typer.Exit:
                 raise
+            except typer.Abort:  # at a prompt; click would exit with 1, which is a verdict here
+                code = _fail("Interrupted", "interrupted at the prompt", options)
             except Exception as error:  # a bug, or a full disk: it must not look like "no evidence"
                 if os.environ.get("GRADMARK_TRACEBACK"):
                     traceback.print_exc()

@@ -5,10 +5,11 @@ Everything random is drawn from the generator that the attack was given, so an a
 
 from __future__ import annotations
 
+import copy
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,8 @@ from gradmark.views import View
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From the model, inputs (b, *shape) and labels (b,) to a scalar."""
+Student = Literal["fresh", "other", "sibling"]
+_PUBLIC = ("step", "kernel_size", "whitening", "equaliser")
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -129,6 +132,30 @@ def rate(step: int, steps: int, warmup: float = 0.0) -> float:
     return fall if step >= rise else (step + 1) / (rise + 1)
 
 
+def student(thief: Thief, generator: torch.Generator, kind: Student) -> nn.Module:
+    """A network of the thief's own: untrained, of the same or of another architecture, or his sibling.
+
+    Raises AttackError where he lacks it.
+    """
+    seed = int(torch.randint(2**62, (), generator=generator))
+    if kind == "sibling":
+        if thief.sibling is None:
+            raise AttackError("The thief has no network of its own", fix="give Thief.sibling")
+        return copy.deepcopy(thief.sibling).requires_grad_(True)
+    make = thief.fresh if kind == "fresh" else thief.other
+    if make is None:
+        raise AttackError("The thief can't make a student", fix=f"give Thief.{kind}")
+    with torch.random.fork_rng(devices=[]):  # weights are drawn from the global state
+        torch.manual_seed(seed)
+        return make()
+
+
+def told(parameters: Mapping[str, Any]) -> dict[str, Any]:
+    """What a mark file's parameters tell everybody of the owner's directions: for a thief who read it."""
+    rows = (parameters, *(row["parameters"] for row in parameters.get("parts", ())))
+    return {name: value for row in rows for name, value in row.items() if name in _PUBLIC}
+
+
 def precision(thief: Thief) -> AbstractContextManager[Any]:
     """The precision in which the thief trains."""
     return nullcontext() if thief.autocast is None else torch.autocast(thief.x.device.type, thief.autocast)
@@ -154,6 +181,7 @@ def _optimizer(
 
 __all__ = [
     "Loss",
+    "Student",
     "batches",
     "fit",
     "label_loss",
@@ -162,4 +190,6 @@ __all__ = [
     "penalty_mode",
     "precision",
     "rate",
+    "student",
+    "told",
 ]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from conformance import KEY, SPECS, inputs, mark_file, network, pool, same_world, trained, white, world
 from gradmark import catalog
+from gradmark.attacks.output_match import Matched
 from gradmark.errors import AttackError
 from gradmark.protocols import Thief
 from gradmark.verify import verify
@@ -36,7 +37,12 @@ class Echo(nn.Module):
 
 
 def thief(domain: str = "colour", n: int = 60) -> Thief:
-    return Thief(SPECS[domain], *inputs(domain, n, seed=4))
+    return Thief(
+        SPECS[domain],
+        *inputs(domain, n, seed=4),
+        sibling=network(domain, seed=9),
+        fresh=lambda: network(domain),
+    )
 
 
 def guard(name: str, model: nn.Module, given: Thief | None = None, seed: int = 0, **settings: Any) -> Any:
@@ -286,3 +292,42 @@ def test_a_thief_with_one_input_knows_no_distance() -> None:
     same = replace(thief(), x=torch.zeros(10, 3, 16, 16))
     with pytest.raises(AttackError, match="all the same"):
         guard("detect-probes", Echo(), same)
+
+
+# --- wrong classes made ordinary --------------------------------------------------------------------------
+
+
+def wrong(model: nn.Module, x: Tensor, best: Tensor) -> Tensor:
+    """Mean log-scores (C, C) of the wrong classes by best class (b,), each row centred."""
+    z = model(x).clamp_min(1e-30).log() if isinstance(model, Matched) else model(x)
+    rows = []
+    for c in range(z.shape[1]):
+        row = z[best == c].mean(0) if bool((best == c).any()) else torch.zeros(z.shape[1])
+        others = torch.arange(z.shape[1]) != c
+        rows.append(torch.where(others, row - row[others].mean(), 0.0))
+    return torch.stack(rows)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_matching_keeps_the_best_class_and_makes_the_others_ordinary(whole: bool) -> None:
+    model, own = trained("filter-gradient", "grey"), trained("filter-gradient", "grey", marked=False)
+    x = pool("grey")[0]
+    matched = guard("output-match", model, Thief(SPECS["grey"], *pool("grey"), sibling=own), whole=whole)
+    with torch.no_grad():
+        best, his = model(x).argmax(1), own(x).argmax(1)
+        assert torch.equal(matched(x).argmax(1), best)
+        before, after = wrong(model, x, best), wrong(matched, x, best)
+        target = wrong(own, x, best if whole else his)
+    both = (before.norm(dim=1) > 0) & (target.norm(dim=1) > 0)
+    assert int(both.sum()) > 5
+    now, then = (torch.cosine_similarity(v, target)[both] for v in (after, before))
+    assert float(now.min()) > 0.9 > float(then.min())
+
+
+def test_a_network_of_his_own_is_trained_or_refused() -> None:
+    with pytest.raises(AttackError, match="no network of its own"):
+        guard("output-match", network("grey"), Thief(SPECS["grey"], *inputs("grey", 20, seed=0)))
+    given = Thief(SPECS["grey"], *pool("grey"), fresh=lambda: network("grey", 5), lr=0.05)
+    own = guard("output-match", network("grey"), given, own="fresh", epochs=20).own
+    right = [float((m(given.x).argmax(1) == given.labels).float().mean()) for m in (network("grey", 5), own)]
+    assert right[1] > right[0] + 0.1

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -14,9 +13,9 @@ from gradmark.errors import AttackError
 from gradmark.protocols import Thief
 from gradmark.scores import log_scores
 from gradmark.suspects.checks import unwrap
-from gradmark.thief import Loss, fit
+from gradmark.thief import Loss, Student, fit
+from gradmark.thief import student as student_of
 
-Student = Literal["fresh", "other", "sibling"]
 _WARMUP = 0.1
 _ASKED = 512  # inputs at a time
 
@@ -48,7 +47,7 @@ class Distill:
 
     def run(self, model: nn.Module, thief: Thief, generator: torch.Generator) -> nn.Module:
         teacher = copy.deepcopy(model).eval().requires_grad_(False)
-        student = self._student(thief, generator)
+        student = student_of(thief, generator, self.student)
         x = self._inputs(thief, generator)
         answers = _ask(teacher, x) if self.budget else torch.zeros(len(x), 0)
         fit(
@@ -62,19 +61,6 @@ class Distill:
             warmup=0.0 if self.student == "sibling" else _WARMUP,
         )
         return student
-
-    def _student(self, thief: Thief, generator: torch.Generator) -> nn.Module:
-        seed = int(torch.randint(2**62, (), generator=generator))
-        if self.student == "sibling":
-            if thief.sibling is None:
-                raise AttackError("The thief has no network of its own", fix="give Thief.sibling")
-            return copy.deepcopy(thief.sibling).requires_grad_(True)
-        make = thief.fresh if self.student == "fresh" else thief.other
-        if make is None:
-            raise AttackError("The thief can't make a student", fix=f"give Thief.{self.student}")
-        with torch.random.fork_rng(devices=[]):  # weights are drawn from the global state
-            torch.manual_seed(seed)
-            return make()
 
     def _inputs(self, thief: Thief, generator: torch.Generator) -> Tensor:
         """The inputs (n, *shape) to ask about, in random order."""

@@ -19,6 +19,9 @@ from gradmark.protocols import Thief
 from gradmark.thief import fit, label_loss, logits, penalty_mode
 
 _PER_STEP = 16  # fresh directions in each step, shared by its inputs
+_FAMILY = {"step": 8 / 255, "kernel_size": 5, "whitening": 1.0}
+"""The scheme's defaults, for a thief who hasn't seen the mark file."""
+_MOST = 1024  # directions that a mean is kept of
 
 
 @dataclass(frozen=True)
@@ -27,14 +30,14 @@ class Flatten:
 
     The response is half the difference of the logits at both ends of ``x`` plus and minus the
     direction, the right class left out and the mean removed: all contrasts of wrong classes at once.
-    ``step``, ``kernel_size``: as in :mod:`gradmark.carriers`, the scheme's defaults. New directions are
-    drawn in each step. ``clip``: the gradient's greatest norm; without it the penalty's first steps can
-    make the model a constant.
+    ``step``, ``kernel_size``: as in :mod:`gradmark.carriers`; 0: the thief's, who has read the mark file, or
+    8/255 and 5 where he hasn't. New directions are drawn in each step. ``clip``: the gradient's greatest
+    norm; without it the penalty's first steps can make the model a constant.
     """
 
     weight: float = 1.0
-    step: float = 8 / 255
-    kernel_size: int = 5
+    step: float = 0.0
+    kernel_size: int = 0
     clip: float = 1.0
     epochs: int = 5
     lr_factor: float = 1.0
@@ -59,16 +62,18 @@ class Flatten:
 class SubtractMean:
     """Labels, and ``weight`` times the squared *mean* response to each of ``directions`` fixed directions.
 
+    0 of them: as many as there are of that size, so that none of the owner's lies outside of their span.
+
     A mark lives in the mean over inputs, so driving that to zero costs the model less than flattening
     every input. The mean is estimated on the thief's inputs first; each step mixes the batch's share
     ``fresh`` into it and pushes the mixture to zero. ``clip``: as in :class:`Flatten`.
     """
 
     weight: float = 3.0
-    directions: int = 64
+    directions: int = 0
     fresh: float = 0.1
-    step: float = 8 / 255
-    kernel_size: int = 5
+    step: float = 0.0
+    kernel_size: int = 0
     clip: float = 1.0
     epochs: int = 5
     lr_factor: float = 1.0
@@ -115,8 +120,8 @@ class SelfDistill:
 
     weight: float = 1.0
     samples: int = 4
-    step: float = 8 / 255
-    kernel_size: int = 5
+    step: float = 0.0
+    kernel_size: int = 0
     epochs: int = 5
     lr_factor: float = 1.0
 
@@ -143,18 +148,18 @@ class SelfDistill:
 def _directions(
     thief: Thief, generator: torch.Generator, n: int, kernel_size: int, step: float
 ) -> Directions:
-    """Directions of a throwaway key, as many as the input has, at most ``n``."""
+    """Directions of a throwaway key, as many as the input has, at most ``n`` unless that is 0."""
+    given = {"step": step, "kernel_size": kernel_size}
+    family = {**_FAMILY, **thief.directions, **{k: v for k, v in given.items() if v}}
     key = OwnerKey.from_seed(int(torch.randint(2**62, (), generator=generator)), "thief")
     try:
         return keyed_directions(
             key,
             thief.spec,
-            n=min(n, capacity(thief.spec, kernel_size)),
+            n=min(n or _MOST, capacity(thief.spec, family["kernel_size"])),
             groups=1,
-            kernel_size=kernel_size,
-            whitening=1.0,
-            step=step,
             context=b"",
+            **family,
         )
     except UsageError as cause:
         raise AttackError("The inputs have no directions of that size", found=cause.found) from cause

@@ -17,6 +17,7 @@ from gradmark.protocols import Access, Domain
 
 NONE = "none"
 _QUERY_SIDE = ("input-", "output-", "detect-")
+_STUDENTS = ("distill", "hard-labels", "knockoff")
 REWRITES = ("permute", "rescale", "flip-signs", "dummy", "fold")
 """What changes the weights and keeps the function: it needs no scores."""
 
@@ -25,18 +26,25 @@ REWRITES = ("permute", "rescale", "flip-signs", "dummy", "fold")
 class Configured:
     """An attack with its numbers. ``label`` names its cells; ``domains``: where it makes sense.
 
-    No domains stand for all of them. The attack ``none`` leaves the model as it is.
+    No domains stand for all of them. The attack ``none`` leaves the model as it is. ``owners``: the thief
+    trains with the owner's optimizer and rate instead of his own.
     """
 
     label: str
     name: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
     domains: tuple[Domain, ...] = ()
+    owners: bool = False
 
     @property
     def query_side(self) -> bool:
-        """Whether it defends an API rather than changing the weights: then only queries are read."""
-        return any(part.startswith(_QUERY_SIDE) for part in self.name.split("+"))
+        """Whether it defends an API rather than changing the weights: then only queries are read.
+
+        A student is a new network, whatever his teacher stood behind.
+        """
+        steps = self.name.split("+")
+        taught = [i + 1 for i, step in enumerate(steps) if step in _STUDENTS]
+        return any(step.startswith(_QUERY_SIDE) for step in steps[max(taught, default=0) :])
 
     def accesses(self, needs: Access) -> tuple[Access, ...]:
         """The ways to read a scheme that ``needs`` at least this access; empty where there is none."""
@@ -48,7 +56,7 @@ class Configured:
 def standard(*, tune: int = 5, extract: int = 30) -> tuple[Configured, ...]:
     """Every attack; ``tune``, ``extract``: epochs of fine-tuning and of extraction."""
     return (*_unchanged(), *_training(tune), *_weights(), *_extraction(extract), *_queries(),
-            *_combined(tune, extract))  # fmt: skip
+            *_combined(tune, extract), *_as_the_owner(tune), *_matched(extract))  # fmt: skip
 
 
 def _unchanged() -> list[Configured]:
@@ -133,6 +141,25 @@ def _combined(tune: int, extract: int) -> list[Configured]:
         "input-noise+output-round": {"output-round": {"decimals": 2}},
     }
     return [Configured(name, name, parameters) for name, parameters in rows.items()]
+
+
+def _as_the_owner(tune: int) -> list[Configured]:
+    """The hardest of those that train, with the owner's own optimizer and rate."""
+    names = ("finetune", "rtal", "regularize", "launder")
+    return [Configured(f"{name}-owner", name, {"epochs": tune}, owners=True) for name in names]
+
+
+def _matched(extract: int) -> list[Configured]:
+    """By who has read what the wrong classes carry: he makes them ordinary, and teaches a student so."""
+    his = {"own": "fresh", "epochs": extract}
+    taught = {"distill": {"epochs": extract}}
+    chain = "output-match+distill"
+    return [
+        Configured("output-match", "output-match"),
+        Configured("output-graft", "output-match", {"whole": True}),
+        Configured(chain, chain, {"output-match": his, **taught}),
+        Configured("output-graft+distill", chain, {"output-match": {**his, "whole": True}, **taught}),
+    ]
 
 
 def select(wanted: list[Any], table: tuple[Configured, ...]) -> tuple[Configured, ...]:

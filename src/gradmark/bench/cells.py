@@ -7,6 +7,7 @@ import json
 import platform
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from gradmark import catalog
 from gradmark._version import __version__
 from gradmark.bench.attacks import NONE, REWRITES
-from gradmark.bench.experiment import Experiment, find_experiment
+from gradmark.bench.experiment import Experiment, Means, find_experiment
 from gradmark.bench.store import Wanted, about, calibrated, obtain, owner_key
 from gradmark.bench.suite import Unit
 from gradmark.codec import MarkFile
@@ -28,6 +29,7 @@ from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, TestName, Thief, Verdict
 from gradmark.suspects import ModuleSuspect, file_digest
 from gradmark.suspects.checks import brief, device_of
+from gradmark.thief import told
 from gradmark.verify import verify
 from gradmark.views import priced, unviewed, viewed
 
@@ -53,11 +55,29 @@ def finished(unit: Unit, out: Path) -> bool:
     network = out / "networks" / f"{networks_of(unit)['marked'].name}.safetensors"
     try:
         cells = json.loads((out / "cells" / f"{unit.place}.json").read_text())
-        wanted = plain(unit.attack.parameters), file_digest(network), set(unit.accesses)
-        got = cells[0]["parameters"], cells[0]["network"], {cell["access"] for cell in cells}
+        now = conditions(unit)
+        wanted = plain(unit.attack.parameters), file_digest(network), set(unit.accesses), now
+        first = {"conditions": now, **cells[0]}  # which cells of before they were noted lack
+        ways = {cell["access"] for cell in cells}
+        got = first["parameters"], first["network"], ways, first["conditions"]
     except (OSError, ValueError, LookupError, TypeError, GradmarkError):
         return False
     return bool(wanted == got)
+
+
+def conditions(unit: Unit) -> dict[str, Any]:
+    """What else a cell hangs on: the attack itself, how the thief trains, and how often is read."""
+    means = {name: str(value) for name, value in vars(means_of(unit)).items()}
+    return {"attack": unit.attack.name, "queries": unit.queries, "wrong_keys": unit.wrong_keys, **means}
+
+
+def means_of(unit: Unit) -> Means:
+    """How the unit's thief trains: as the task says, or with the owner's optimizer and rate."""
+    experiment = find_experiment(unit.task)
+    if not unit.attack.owners:
+        return experiment.means
+    recipe = experiment.recipe
+    return replace(experiment.means, lr=recipe.lr, optimizer=recipe.optimizer)
 
 
 def run_unit(unit: Unit, out: Path, device: str = "cpu") -> list[dict[str, Any]]:
@@ -77,6 +97,7 @@ def run_unit(unit: Unit, out: Path, device: str = "cpu") -> list[dict[str, Any]]
         "attack": unit.attack.label,
         "attack_name": unit.attack.name,
         "parameters": plain(unit.attack.parameters),
+        "conditions": conditions(unit),
         "seed": unit.seed,
         "network": before["digest"],
         "utility_control": control["utility"],
@@ -138,7 +159,7 @@ def thief_of(unit: Unit, experiment: Experiment, folder: Path, device: torch.dev
 
     All of it lies on ``device``.
     """
-    data, means = experiment.data(), experiment.means
+    data, means = experiment.data(), means_of(unit)
     index, draw = thiefs_rows(experiment, unit.seed)
     x, labels = data.to_train().batch(index)
     x, labels = x.to(device), labels.to(device)
@@ -165,6 +186,7 @@ def thief_of(unit: Unit, experiment: Experiment, folder: Path, device: torch.dev
         fresh=new(experiment.task.network), other=new(experiment.other),
         marker=marker, augment=means.augmentation(),
         lr=means.lr, optimizer=means.optimizer, batch_size=means.batch_size, autocast=means.autocast,
+        directions=told(unit.entry.scheme(unit.task).parameters()),
     )  # fmt: skip
 
 
@@ -193,7 +215,7 @@ def _verdict(
     access: Access,
     folder: Path,
 ) -> Verdict:
-    scheme = calibrated(unit.entry, experiment, unit.seed, key, folder)
+    scheme = calibrated(unit.entry, unit.task, unit.seed, key, folder)
     mark = MarkFile.create(
         key, scheme.name, scheme.parameters(), experiment.data().spec, TEST, CARRIERS, salt=bytes(16)
     )

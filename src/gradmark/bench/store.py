@@ -73,6 +73,7 @@ def obtain(wanted: Wanted, folder: Path, report: Report = lambda _: None, device
     load_weights(model, path)
     if not path.with_suffix(".json").exists():
         _describe(path, model, experiment, {"identity": None, "history": [], "seconds": 0.0})
+        _bind(path)
     return model.to(device).eval()
 
 
@@ -80,7 +81,13 @@ def about(wanted: Wanted, folder: Path) -> dict[str, Any]:
     """What is known of a network that :func:`obtain` has returned: utility in percent, history, digest."""
     path = folder / f"{wanted.name}.safetensors"
     known: dict[str, Any] = json.loads(path.with_suffix(".json").read_text())
-    return {**known, "digest": file_digest(path)}
+    digest = file_digest(path)
+    if known.get("weights", digest) != digest:
+        raise ResumeError(
+            f"{path.name} isn't the network that the file beside it tells of", expected=known["weights"][:19],
+            found=digest[:19], fix=f"Remove {path.with_suffix('.json').name}, and it is measured again",
+        )  # fmt: skip
+    return {**known, "digest": digest}
 
 
 def _make(wanted: Wanted, folder: Path, path: Path, report: Report, device: str) -> None:
@@ -94,8 +101,8 @@ def _make(wanted: Wanted, folder: Path, path: Path, report: Report, device: str)
         checkpoint = folder / f".{wanted.name}.ckpt"
         history = train(
             model, experiment.data().to_train(), experiment.seeded(recipe, seed), task=experiment.task,
-            marker=_marker(wanted, experiment, folder), stage=wanted.name, checkpoint=checkpoint,
-            report=report,
+            marker=_marker(wanted, experiment, folder, resumed=checkpoint.exists()), stage=wanted.name,
+            checkpoint=checkpoint, identity=json.dumps(_identity(wanted), sort_keys=True), report=report,
         )  # fmt: skip
         checkpoint.unlink(missing_ok=True)
     seconds = round(time.perf_counter() - start, 1)
@@ -104,6 +111,7 @@ def _make(wanted: Wanted, folder: Path, path: Path, report: Report, device: str)
         path, model, experiment, {"identity": _identity(wanted), "history": history, "seconds": seconds}
     )
     save_weights(model, path)
+    _bind(path)
 
 
 def _schedule(wanted: Wanted, experiment: Experiment) -> tuple[Recipe, int]:
@@ -118,31 +126,35 @@ def _schedule(wanted: Wanted, experiment: Experiment) -> tuple[Recipe, int]:
 
 
 def _changed(experiment: Experiment, wanted: Wanted) -> Recipe:
-    changes = {} if wanted.entry is None else dict(wanted.entry.marking(experiment.name).recipe)
+    changes = {} if wanted.entry is None else dict(wanted.entry.marking(wanted.task).recipe)
     return Recipe(**{**asdict(experiment.recipe), **changes})
 
 
-def _marker(wanted: Wanted, experiment: Experiment, folder: Path) -> Marker | None:
+def _marker(wanted: Wanted, experiment: Experiment, folder: Path, *, resumed: bool) -> Marker | None:
     if wanted.entry is None:
         return None
     arguments = dict(wanted.entry.marking(wanted.task).marker)
     key = owner_key(wanted.seed)
-    (folder / f"{wanted.name}.mark.json").unlink(missing_ok=True)
-    scheme = calibrated(wanted.entry, experiment, wanted.seed, key, folder)
+    if not resumed:  # whose bits are the ones that were begun with
+        (folder / f"{wanted.name}.mark.json").unlink(missing_ok=True)
+    scheme = calibrated(wanted.entry, wanted.task, wanted.seed, key, folder)
     return Marker(scheme, key, experiment.data().spec, seed=wanted.seed, **arguments)
 
 
-def calibrated(entry: Entry, experiment: Experiment, seed: int, key: OwnerKey, folder: Path) -> Scheme:
-    """The entry's scheme as ``key``'s holder would set it up, with the control's readings for reference."""
-    known = (entry.shown, experiment.name, seed, key.key_id, str(folder))
+def calibrated(entry: Entry, task: str, seed: int, key: OwnerKey, folder: Path) -> Scheme:
+    """The entry's scheme as ``key``'s holder would set it up, with the control's readings for reference.
+
+    ``task``: as the suite names it, which needn't be what the task calls itself.
+    """
+    known, experiment = (entry.shown, task, seed, key.key_id, str(folder)), find_experiment(task)
     if known not in _CALIBRATED:
-        scheme, data = entry.scheme(experiment.name), experiment.data()
-        kept = folder / f"{Wanted(experiment.name, 'marked', seed, entry).name}.mark.json"
+        scheme, data = entry.scheme(task), experiment.data()
+        kept = folder / f"{Wanted(task, 'marked', seed, entry).name}.mark.json"
         owners = key.key_id == owner_key(seed).key_id
         if owners and kept.exists():
             scheme = catalog.scheme(entry.name, json.loads(kept.read_text()))
         elif hasattr(scheme, "calibrated"):
-            control = obtain(Wanted(experiment.name, "control", seed), folder)
+            control = obtain(Wanted(task, "control", seed), folder)
             seen = ModuleSuspect(viewed(experiment.task, control))
             scheme = scheme.calibrated(key, data.spec, seen, experiment.carriers())
             if owners:  # the bits hang on its last digit, which another machine needn't compute alike
@@ -179,6 +191,13 @@ def check(wanted: Wanted, folder: Path) -> None:
             f"{path.name} was trained with other settings", found="; ".join(differ)[:500],
             fix="Name another --out, or remove the network",
         )  # fmt: skip
+
+
+def _bind(path: Path) -> None:
+    """Note beside the weights which ones they are."""
+    known = json.loads(path.with_suffix(".json").read_text())
+    text = json.dumps({**known, "weights": file_digest(path)}, indent=1)
+    atomic_write(path.with_suffix(".json"), text.encode(), overwrite=True)
 
 
 def _describe(path: Path, model: nn.Module, experiment: Experiment, row: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 from gradmark import catalog
 from gradmark.bench.attacks import Configured, select, standard
 from gradmark.bench.experiment import Marking, find_experiment
+from gradmark.ensemble import Ensemble
 from gradmark.errors import UnknownNameError, UsageError
 from gradmark.protocols import Access, Scheme
 
@@ -40,7 +41,8 @@ class Entry:
 
     def scheme(self, task: str) -> Scheme:
         """The configured scheme. UnknownNameError, MarkFileError."""
-        return catalog.scheme(self.name, dict(self.marking(task).parameters))
+        found = catalog.scheme(self.name, dict(self.marking(task).parameters))
+        return found.fitting(find_experiment(task).data().spec) if isinstance(found, Ensemble) else found
 
 
 @dataclass(frozen=True)

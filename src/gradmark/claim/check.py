@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +45,7 @@ class Checked:
         return {
             "valid": self.valid,
             "owner": claim.owner,
+            "signer": self.file.signer,
             "claim": self.file.digest,
             "mark": claim.mark.digest,
             "model": None if model is None else model.digest,
@@ -90,7 +91,7 @@ def check_claim(
 def _signature(file: ClaimFile) -> Check:
     good = file.envelope.verifies()
     found = (
-        f"The claim is as the key of {file.claim.owner} signed it (Ed25519)."
+        f"The claim is as its signer signed it, who says to be {file.claim.owner}: {file.signer}."
         if good
         else "The claim was changed after it was signed, or never signed by the key it names."
     )
@@ -144,6 +145,8 @@ def _stamps(
         stamps.append(stamp)
         checks.append(_stamp(stamp))
     good = [s.time for s in stamps if s.trusted and s.fits]
+    if good:  # stamps lie outside of the signature: what anybody can add must not undo the one that holds
+        checks = [check if check.ok else replace(check, ok=None) for check in checks]
     return tuple(stamps), checks, min(good, default=None)
 
 

@@ -45,6 +45,11 @@ class ClaimFile:
         """``sha256:`` of :attr:`stamped`; the claim's name, whatever stamps are added later."""
         return sha256(self.stamped)
 
+    @property
+    def signer(self) -> str:
+        """``ed25519:`` and the signer's public key in hex: the same for all claims of one owner's key."""
+        return "ed25519:" + self.envelope.signer.hex()
+
     def signed_by(self, key: OwnerKey) -> bool:
         """Whether the signature's key is ``key``'s own."""
         return self.envelope.signer == public_bytes(key, PURPOSE)

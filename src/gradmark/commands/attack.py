@@ -14,6 +14,7 @@ from rich.console import Console
 from torch import nn
 
 from gradmark import catalog
+from gradmark.codec import MarkFile
 from gradmark.commands.progress import Bar
 from gradmark.data import Data, Split, load_data
 from gradmark.embed import accuracy_of
@@ -21,6 +22,7 @@ from gradmark.errors import AttackError, OutputPathError, UsageError
 from gradmark.files import atomic_write
 from gradmark.protocols import Thief
 from gradmark.suspects import build_model, load_weights, save_weights
+from gradmark.thief import told
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class AttackJob:
     optimizer: str = "sgd"
     batch_size: int = 64
     seed: int = 0
+    mark: Path | None = None
+    """The public mark file, if the thief has read it: attacks on directions take their size from it."""
 
     def of(self, attack: str) -> dict[str, Any]:
         if len(self.attacks) == 1:
@@ -93,6 +97,7 @@ def _thief(job: AttackJob, data: Data) -> Thief:
     return Thief(
         data.spec, x, labels, fresh=lambda: _fresh(job), lr=job.lr,
         optimizer="adamw" if job.optimizer == "adamw" else "sgd", batch_size=job.batch_size,
+        directions={} if job.mark is None else told(MarkFile.load(job.mark).scheme_parameters),
     )  # fmt: skip
 
 

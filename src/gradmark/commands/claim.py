@@ -57,6 +57,7 @@ class Claimed:
         claim = self.file.claim
         return {
             "path": str(self.path), "claim": self.file.digest, "owner": claim.owner,
+            "signer": self.file.signer,
             "mark": claim.mark.digest,
             "model": None if claim.model is None else claim.model.digest, "alpha": claim.rule.alpha,
             "pool": None if claim.rule.pool is None else claim.rule.pool.digest, "made": claim.made,
@@ -69,6 +70,7 @@ class Claimed:
         lines.append(
             f"Claim of {claim.owner} to {claim.mark.digest[:19]} in {self.path}. It holds no secret."
         )
+        lines.append(f"Signed by {self.file.signer}, as all claims of this key: publish that as yours.")
         for stamp in self.stamps:
             lines.append(f"Stamped by {stamp.authority} at {stamp.time:%Y-%m-%d %H:%M:%S} UTC.")
         if not self.stamps:

@@ -79,7 +79,7 @@ class NewHead:
 
     def state_dict(self) -> dict[str, Any]:
         if self._made is None:
-            return {"age": self.age}
+            return {"age": self.age} if self._state is None else self._state
         layer, optimizer = self._made
         return {"age": self.age, "layer": layer.state_dict(), "optimizer": optimizer.state_dict()}
 

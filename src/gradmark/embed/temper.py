@@ -60,10 +60,17 @@ def _last_layer(model: nn.Module, x: Tensor) -> Any:
     """The layer whose output is the model's, and linear in its weight."""
     with undisturbed(model):
         layer = output_layer(model, x.to(device_of(model)))
-    if layer is None:
+    if layer is None or not _once(model, layer):
         raise ModelError(
             "The temperature has no layer to go into",
-            expected="scores that come straight from a linear or convolutional layer",
+            expected="scores that come straight from a linear or convolutional layer of weights of its own",
             fix="Leave --calibrate out, and divide the scores where the model is served",
         )
     return layer
+
+
+def _once(model: nn.Module, layer: nn.Module) -> bool:
+    """Whether no other layer holds this one's weights."""
+    own = {id(p) for p in layer.parameters(recurse=False)}
+    others = (m for m in model.modules() if m is not layer)
+    return not any(id(p) in own for m in others for p in m.parameters(recurse=False))

@@ -119,6 +119,7 @@ def train(
     task: Task | None = None,
     stage: str = "marked",
     checkpoint: Path | None = None,
+    identity: str = "",
     report: Callable[[Progress], None] = lambda _: None,
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place, on its device; returns its history, one row of numbers an epoch.
@@ -126,18 +127,17 @@ def train(
     ``task``: whose loss and scores to take; without one, cross-entropy of class scores.
 
     With ``checkpoint``, state is saved there about every 20 seconds and picked up if the
-    file exists. Raises ModelError where the loss isn't finite, ResumeError on a foreign checkpoint.
+    file exists and ``identity``, of whatever else the run hangs on, is the same. Raises ModelError where the
+    loss isn't finite, ResumeError on a foreign checkpoint.
     """
     size = min(recipe.batch_size, len(data))
     per_epoch = len(data) // size
     steps = recipe.epochs * per_epoch
-    if recipe.precision == "bfloat16":
-        for p in model.parameters():
-            if p.ndim == 4:
-                p.data = p.data.contiguous(memory_format=torch.channels_last)
+    _lay_out(model, recipe)
     optimizer = _optimizer(recipe, [p for p in model.parameters() if p.requires_grad])
     seen = model if task is None else viewed(task, model)
-    start, history, loss_mean, accuracy = _resume(checkpoint, stage, recipe, model, optimizer, marker)
+    run = {"stage": stage, "recipe": asdict(recipe), "identity": identity}
+    start, history, loss_mean, accuracy = _resume(checkpoint, run, model, optimizer, marker)
     model.train()
     saved, device = time.monotonic(), device_of(model)
     order = _order(recipe.seed, start // per_epoch, len(data))
@@ -167,10 +167,18 @@ def train(
         report(Progress(stage, step + 1, steps, loss_mean, accuracy, status))
         if checkpoint is not None and time.monotonic() - saved > _SAVE_SECONDS:
             numbers = {"step": step + 1, "history": history, "loss": loss_mean, "accuracy": accuracy}
-            _save(checkpoint, stage, recipe, model, optimizer, marker, numbers)
+            _save(checkpoint, run, model, optimizer, marker, numbers)
             saved = time.monotonic()
     model.eval()
     return history
+
+
+def _lay_out(model: nn.Module, recipe: Recipe) -> None:
+    """Weights in memory as the precision's kernels are fastest with them."""
+    if recipe.precision == "bfloat16":
+        for p in model.parameters():
+            if p.ndim == 4:
+                p.data = p.data.contiguous(memory_format=torch.channels_last)
 
 
 def _own_loss(task: Task | None, model: nn.Module, batch: Batch, smoothing: float) -> tuple[Tensor, float]:
@@ -227,28 +235,21 @@ def _mix(seed: int, step: int) -> int:
 
 def _save(
     path: Path,
-    stage: str,
-    recipe: Recipe,
+    run: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     marker: Rider | None,
     numbers: dict[str, Any],
 ) -> None:
     buffer = io.BytesIO()
-    state = {
-        "stage": stage,
-        "recipe": asdict(recipe),
-        "model": model.state_dict(),
-        "optimizer": optimizer.state_dict(),
-    }
+    state = {**run, "model": model.state_dict(), "optimizer": optimizer.state_dict()}
     torch.save({**state, "marker": None if marker is None else marker.state_dict(), **numbers}, buffer)
     atomic_write(path, buffer.getvalue(), overwrite=True)
 
 
 def _resume(
     path: Path | None,
-    stage: str,
-    recipe: Recipe,
+    run: dict[str, Any],
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     marker: Rider | None,
@@ -256,7 +257,7 @@ def _resume(
     """Load the checkpoint, if there is one; returns step, history, smoothed loss and accuracy."""
     if path is None or not path.exists():
         return 0, [], 0.0, 0.0
-    state = _load(path, stage, recipe)
+    state = _load(path, run)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])
     if marker is not None:
@@ -264,14 +265,16 @@ def _resume(
     return state["step"], state["history"], state["loss"], state["accuracy"]
 
 
-def _load(path: Path, stage: str, recipe: Recipe) -> dict[str, Any]:
+def _load(path: Path, run: dict[str, Any]) -> dict[str, Any]:
+    """The checkpoint of this ``run``: stage, recipe and identity."""
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True)
-        same = state["stage"] == stage and state["recipe"] == asdict(recipe)
+        differ = [name for name, value in run.items() if {"identity": "", **state}[name] != value]
     except Exception as cause:  # torch raises many kinds on damaged files
         raise ResumeError("The checkpoint can't be read", found=brief(cause), fix="start afresh") from cause
-    if not same:
+    if differ:
         raise ResumeError(
-            "The checkpoint is of another run", expected=str(recipe), found=str(state["recipe"])
-        )
+            "The checkpoint is of another run", expected=f"the same {', '.join(run)}",
+            found=f"another {', '.join(differ)}", fix="Start afresh, or take its settings",
+        )  # fmt: skip
     return state

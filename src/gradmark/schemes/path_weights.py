@@ -29,7 +29,7 @@ from gradmark.channel_names import Profile, aligned, pack, profiles, unpack
 from gradmark.codec import canonical_json
 from gradmark.errors import MismatchError, ModelError, UsageError
 from gradmark.keys import OwnerKey
-from gradmark.layer_chains import Chain, Layer, layer_chains, slopes, steps
+from gradmark.layer_chains import Chain, Layer, constants, layer_chains, slopes, steps
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, WeightBox
 from gradmark.reference import seal_bytes, unseal_bytes
 from gradmark.suspects.module import undisturbed
@@ -129,7 +129,7 @@ class PathWeights:
         """Every reading times its bit (1, n). Its gradient is of first order, so both methods are one."""
         x = batch[0][:_INPUTS]
         chains = self.chains or layer_chains(model, x)
-        found = dict(model.named_parameters()) | dict(model.named_buffers())
+        found = dict(model.named_parameters()) | dict(model.named_buffers()) | constants(model)
         layers = [steps(found, chain, "the model") for chain in chains]
         on = slopes(model, chains, x, "the model")
         with torch.autocast(x.device.type, enabled=False):
@@ -153,7 +153,7 @@ class PathWeights:
             )
         x = pool[0][:carriers]
         chains = self.chains or layer_chains(module, x)
-        found = {name: w.double() for name, w in suspect.weights(buffers=True).items()}
+        found = {name: w.double() for name, w in suspect.weights(buffers=True).items()} | constants(module)
         layers = [steps(found, chain, suspect.name) for chain in chains]
         with torch.no_grad(), undisturbed(module):
             on = slopes(module, chains, x, suspect.name)

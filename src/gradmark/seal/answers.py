@@ -22,12 +22,14 @@ _SUM = 1e-3
 @dataclass(frozen=True)
 class Comparison:
     """``off`` (n,): probes whose answer isn't the sealed model's. ``moved``: root mean square by which the
-    logarithms of scores moved (None for labels). ``form``, ``decimals``: what the answers are."""
+    logarithms of scores moved (None for labels). ``form``, ``decimals``: what the answers are. ``blank``:
+    probes whose answer hides every class, and so tells nothing."""
 
     form: Form
     decimals: int | None
     off: Tensor
     moved: float | None
+    blank: int = 0
 
 
 def logarithms(scores: Tensor, form: Form) -> Tensor:
@@ -59,7 +61,7 @@ def compared(sealed: Tensor, form: Form, answers: Tensor, tolerance: float) -> C
     floor = max(unit / 2, 1e-12)
     moved = _moved(p.clamp_min(floor).log().masked_fill(hidden, 0.0),
                    got.clamp_min(floor).log().masked_fill(hidden, 0.0))  # fmt: skip
-    return Comparison("probabilities", decimals, off, moved)
+    return Comparison("probabilities", decimals, off, moved, int(hidden.all(1).sum()))
 
 
 def _off(difference: Tensor, unit: float, slack: Tensor) -> Tensor:

@@ -127,6 +127,10 @@ def _asked(found: Checked, probes: Probes, suspect: BlackBox) -> Checked:
         decimals=first.decimals,
         limit=detection_limit(probes, first.form, first.decimals),
     )
+    if not off and first.blank:
+        return replace(
+            found, reason=f"{first.blank} of {n} probes were answered without a score of any class"
+        )
     if not off:
         return replace(
             found, outcome="intact", modified=False, reason=f"all {n} probes are answered as sealed"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import importlib
@@ -126,7 +127,7 @@ def build_model(model: str | Callable[[], nn.Module] | None, name: str) -> nn.Mo
         )
     factory = load_factory(model) if isinstance(model, str) else model
     if isinstance(factory, nn.Module):
-        return factory
+        return copy.deepcopy(factory)  # a second suspect of this architecture must not change the first
     try:
         module = factory()
     except GradmarkError:

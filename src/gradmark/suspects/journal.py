@@ -87,7 +87,7 @@ class Journal:
         for number, line in enumerate(lines, 1):
             entry = _entry(line)
             if entry is None:
-                if number == len(lines) and not line.endswith(b"\n"):
+                if number == len(lines) and not line.endswith(b"\n") and _torn(line):
                     return whole  # torn by an interruption: that input will be asked again
                 raise DataError(
                     f"The journal {self.path.name} is damaged in line {number}",
@@ -99,11 +99,17 @@ class Journal:
         return whole
 
 
+def _torn(line: bytes) -> bool:
+    """Whether this may be the first part of a line of ours, and not somebody's one-line file."""
+    start = b'{"input": "'
+    return line[: len(start)] == start[: len(line)]
+
+
 def _entry(line: bytes) -> tuple[str, list[float]] | None:
     try:
         entry: Any = json.loads(line)
         key, scores = entry["input"], [float(score) for score in entry["scores"]]
-    except (ValueError, TypeError, KeyError, RecursionError):
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         return None
     whole = line.endswith(b"\n") and isinstance(key, str) and all(map(math.isfinite, scores))
     return (key, scores) if whole else None
