@@ -196,6 +196,7 @@ def verify(
     """Ask whether a suspect carries your mark. Exit code 0: yes; 1: no evidence; 3: inconclusive."""
     from gradmark.commands.summary import verified
     from gradmark.commands.verify import Endpoint, VerifyJob, parse_headers, run_verify
+    from gradmark.suspects import public_name
 
     job = VerifyJob(
         suspect, task_or(task, data, "--data"), None if key is None else key_of(key, passphrase_file), mark,
@@ -204,7 +205,12 @@ def verify(
         sequential, seal, task,
     )  # fmt: skip
     verdict = run_verify(job, err())
-    return show(CODES[verdict.outcome], as_json, verdict.to_json(), *verified(verdict, suspect, report, seal))
+    return show(
+        CODES[verdict.outcome],
+        as_json,
+        verdict.to_json(),
+        *verified(verdict, public_name(suspect), report, seal),
+    )
 
 
 def main() -> None:

@@ -123,6 +123,7 @@ def judge(
     from gradmark.commands.judge import CODES, JudgeJob, judged, run_judge
     from gradmark.commands.keygen import opened_with
     from gradmark.commands.verify import Endpoint, parse_headers
+    from gradmark.suspects import public_name
 
     found = run_judge(
         JudgeJob(
@@ -132,7 +133,7 @@ def judge(
         ),
         err(),
     )  # fmt: skip
-    return show(CODES[found.outcome], as_json, found.to_json(), *judged(found, suspect, report))
+    return show(CODES[found.outcome], as_json, found.to_json(), *judged(found, public_name(suspect), report))
 
 
 _NEEDS = {

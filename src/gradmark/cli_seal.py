@@ -73,6 +73,7 @@ def check(
     from gradmark.commands.seal import CheckJob, run_check
     from gradmark.commands.summary import checked
     from gradmark.commands.verify import Endpoint, parse_headers
+    from gradmark.suspects import public_name
 
     job = CheckJob(
         suspect, seal, model, access,  # type: ignore[arg-type]
@@ -80,4 +81,6 @@ def check(
         Endpoint(batch_size, timeout, None, parse_headers(header or [])),
     )  # fmt: skip
     found = run_check(job, err())
-    return show(SEAL_CODES[found.outcome], as_json, found.to_json(), *checked(found, suspect, report))
+    return show(
+        SEAL_CODES[found.outcome], as_json, found.to_json(), *checked(found, public_name(suspect), report)
+    )

@@ -103,6 +103,7 @@ def trace(
     """Ask which licensee's copy a suspect is. Exit code 0: one is named; 1: no evidence; 3: inconclusive."""
     from gradmark.commands.trace import CODES, TraceJob, run_trace, traced
     from gradmark.commands.verify import Endpoint, parse_headers
+    from gradmark.suspects import public_name
 
     job = TraceJob(
         suspect, licensees, data, key_of(key, passphrase_file), mark, trace_mark, model,
@@ -110,4 +111,4 @@ def trace(
         Endpoint(batch_size, timeout, journal, parse_headers(header or [])),
     )  # fmt: skip
     found = run_trace(job, err())
-    return show(CODES[found.outcome], as_json, found.to_json(), *traced(found, suspect, report))
+    return show(CODES[found.outcome], as_json, found.to_json(), *traced(found, public_name(suspect), report))

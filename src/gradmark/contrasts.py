@@ -6,8 +6,11 @@ import torch
 from torch import Tensor
 
 from gradmark.carriers import orthonormal
+from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import ModelSpec
+
+_MOST = 1 << 28  # numbers
 
 
 def wrong_class_contrasts(key: OwnerKey, spec: ModelSpec, count: int, groups: int, context: bytes) -> Tensor:
@@ -15,9 +18,16 @@ def wrong_class_contrasts(key: OwnerKey, spec: ModelSpec, count: int, groups: in
 
     Every group of classes has a keyed basis; a class's contrasts are the orthonormal vectors nearest
     to it (Loewdin) among those that sum to zero and leave the class itself out. With two classes
-    nothing but their difference is left, whatever the label.
+    nothing but their difference is left, whatever the label. Raises UsageError where there are too many
+    classes to compare them all.
     """
     c = spec.n_classes
+    if c * c * count > _MOST:
+        raise UsageError(
+            "Too many classes for contrasts of all of them",
+            expected=f"{int((_MOST / count) ** 0.5)} at most",
+            found=str(c),
+        )
     if c == 2:
         return torch.tensor([1.0, -1.0]).expand(2, 1, 2).clone()
     raw = torch.from_numpy(key.normals("contrasts", (groups, c, count), context=context))

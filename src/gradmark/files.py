@@ -107,7 +107,16 @@ def read_arrays(path: str | os.PathLike[str], *, what: str, error: type[Gradmark
                 raise ValueError("a single array")
             with found:
                 return {name: found[name] for name in found.files}
-    except (OSError, ValueError, EOFError, KeyError, MemoryError, zipfile.BadZipFile, zlib.error) as e:
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        KeyError,
+        MemoryError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as e:
         raise error(
             f"The {what} can't be read",
             expected="an .npz of plain arrays",

@@ -87,6 +87,7 @@ class Verdict:
     """The judge's answer; ``to_json`` is the public interface of ``gradmark verify --json``.
 
     ``log10_e``, ``evidence``: of a step-by-step reading, log10 of the e-value, and by (queries, log10 e).
+    ``queries_allowed``: the budget, by which the parts' shares go; what was sent may be less.
     """
 
     outcome: Outcome
@@ -106,6 +107,7 @@ class Verdict:
     keys_tried: int
     seconds: float
     version: str
+    queries_allowed: int = 0
     modified: bool | None = None
     reason: str = ""
     log10_e: float | None = None
@@ -148,8 +150,7 @@ class WeightBox(BlackBox, Protocol):
     """A model whose weights lie open."""
 
     def weights(self, *, buffers: bool = False) -> dict[str, Tensor]:
-        """Every parameter by name, in the model's order, float32 on the CPU; and, where asked for, every
-        floating-point buffer."""
+        """By name, in order, float32 on the CPU: every parameter, where asked for floating buffers too."""
         ...
 
 
@@ -190,8 +191,7 @@ class Scheme(Protocol):
 
 @dataclass(frozen=True)
 class Utility:
-    """What a model is worth. ``percent``: the headline, higher is better; ``n``: how many judgements it
-    rests on; ``details``: whatever else the field reports, by name."""
+    """``percent``: the headline, higher is better, of ``n`` judgements; ``details``: by the field's names."""
 
     percent: float
     n: int
@@ -238,8 +238,7 @@ class Task(Protocol):
         ...
 
     def loss(self, model: nn.Module, batch: tuple[Tensor, Any], smoothing: float = 0.0) -> Tensor:
-        """The owner's own objective on a batch of the training split: a scalar. ``smoothing``: of labels,
-        where that makes sense."""
+        """The owner's objective on a batch to train on: a scalar. ``smoothing``: of labels, if it has any."""
         ...
 
     def utility(self, model: nn.Module) -> Utility:
@@ -263,7 +262,7 @@ class Thief:
     ``x`` (n, *shape), ``labels`` (n,): inputs of the owner's distribution with the task's targets.
     ``surrogate`` (m, *shape): unlabelled inputs of another distribution. ``sibling``: an unmarked
     network of the same architecture. ``fresh``, ``other``: untrained networks of the same and of another
-    architecture. ``marker``: from a seed, the thief's own marker of the scheme that the owner used.
+    architecture. ``marker``: from a seed, his own marker of the owner's scheme.
     ``lr``, ``optimizer``, ``batch_size``, ``augment`` (inputs and a generator to inputs), ``autocast``: how
     he trains. ``directions``: what the public mark file says of the owner's, as ``step`` and ``kernel_size``.
     """
@@ -285,7 +284,7 @@ class Thief:
 
 
 class Attack(Protocol):
-    """Something a thief does to a model, or puts in front of it. Leaves the old model alone.
+    """Something a thief does to a model, or puts in front of it, leaving the old model alone.
 
     A frozen dataclass of plain numbers and words, so that a benchmark can name and repeat it.
     """

@@ -31,6 +31,7 @@ from gradmark.protocols import (
     WhiteBox,
 )
 from gradmark.schemes.linear import LinearMark
+from gradmark.scores import check_pool
 from gradmark.sequential import Run, Sequential
 from gradmark.stats import bonferroni, least_log10_p, run_tests
 
@@ -67,6 +68,7 @@ def verify(
     scheme = catalog.scheme(mark.scheme, mark.scheme_parameters)
     access = _access(access, suspect)
     _check(alpha, queries, access, keys_tried)
+    check_pool(mark.spec, pool)  # first of all: a hostile mark's secrets may be larger than any memory
     secret = scheme.mark(key, mark.spec)
     if sequential:
         return _step_by_step(
@@ -85,10 +87,11 @@ def verify(
         )
     if access == "black":
         reading = _priced(reading, price, entry)
-    return judge(
+    found = judge(
         reading, mark.test, scheme=mark.scheme, mark=mark.digest, suspect=suspect.digest,
         alpha=alpha, keys_tried=keys_tried, seconds=time.perf_counter() - start,
     )  # fmt: skip
+    return replace(found, queries_allowed=queries if access == "black" else 0)
 
 
 def _step_by_step(
@@ -111,10 +114,11 @@ def _step_by_step(
     run = replace(run, queries=price * run.queries + entry, evidence=paid)
     bits = torch.cat([part.bits.double() for part in parts])
     reading = Reading(run.values, bits, run.observations, run.queries, "black")
-    return judge_bets(
+    found = judge_bets(
         run, reading, scheme=mark.scheme, mark=mark.digest, suspect=suspect.digest, alpha=alpha,
         keys_tried=keys_tried, seconds=time.perf_counter() - start,
     )  # fmt: skip
+    return replace(found, queries_allowed=queries)
 
 
 def verify_linear(

@@ -44,7 +44,7 @@ class OutputMatch:
 
 
 class Matched(nn.Module):
-    """``model`` and ``own`` in eval mode: probabilities (b, C) of ``model``'s best class and matched others."""
+    """Gives probabilities (b, C): ``model``'s best class, and the others as ``own`` has them."""
 
     shift: Tensor
 

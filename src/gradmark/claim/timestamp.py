@@ -126,7 +126,7 @@ def _post(url: str, body: bytes, timeout: float) -> bytes:
         raise TimestampError(
             "The time stamp authority can't be reached",
             expected="an http(s):// address that answers RFC 3161 requests",
-            found=f"{type(cause).__name__} at {url}",
+            found=f"{type(cause).__name__} at {url.partition('?')[0].rpartition('@')[2]}",
             fix="Check the address, or claim without --timestamp and have the claim stamped later",
         ) from cause
 

@@ -20,8 +20,10 @@ from gradmark.commands.verify import Endpoint, VerifyJob, parts_of, run_verify
 from gradmark.data import load_data
 from gradmark.errors import MismatchError, UsageError
 from gradmark.protocols import Outcome, Verdict
-from gradmark.report import verdict_report, write_report
-from gradmark.report.claim import claim_section
+from gradmark.report import write_report
+from gradmark.report.claim import ruling_report
+from gradmark.report.model import Report
+from gradmark.suspects import public_name
 from gradmark.verify import DEFAULT_ALPHA
 
 Ruling = Literal["owned", "no-evidence", "inconclusive", "refused"]
@@ -71,7 +73,7 @@ class Judged:
 
 
 def run_judge(job: JudgeJob, console: Console) -> Judged:
-    """The ruling; writes ``job.report``. Progress goes to ``console``.
+    """The ruling; writes ``job.report``, whatever it is. Progress goes to ``console``.
 
     Raises MismatchError where opening, claim and data don't belong together, UsageError where nobody has
     fixed the data.
@@ -84,6 +86,13 @@ def run_judge(job: JudgeJob, console: Console) -> Judged:
     trusted = None if job.certificates is None else load_certificates(job.certificates)
     against = None if job.against is None else ClaimFile.load(job.against)
     found = check_claim(file, key=job.opening.key, trusted=trusted, against=against)
+    ruling = _ruling(job, file, found, console)
+    if job.report is not None:
+        write_report(_page(job, file, ruling), job.report)
+    return ruling
+
+
+def _ruling(job: JudgeJob, file: ClaimFile, found: Checked, console: Console) -> Judged:
     pool: Literal["claimed", "own"] = "own" if job.own_data else "claimed"
     if not found.valid:
         failed = " ".join(check.found for check in found.checks if check.ok is False)
@@ -93,27 +102,28 @@ def run_judge(job: JudgeJob, console: Console) -> Judged:
     with tempfile.TemporaryDirectory(prefix="gradmark-judge-") as folder:
         mark = Path(folder) / "mark.json"
         file.claim.mark.save(mark)
-        innocents = tuple((name, _verdict(job, name, mark, file, console).log10_p) for name in job.innocents)
+        innocents = tuple(
+            (public_name(one), _verdict(job, one, mark, file, console).log10_p) for one in job.innocents
+        )
         limit = math.log10(DEFAULT_ALPHA) - math.log10(max(1, len(innocents)))
         guilty = [name for name, log10_p in innocents if log10_p <= limit]
         if guilty:
             reason = f"The same test accuses {', '.join(guilty)}, which can't carry the mark."
             return Judged("refused", reason, found, pool, None, innocents)
         verdict = _verdict(job, job.suspect, mark, file, console)
-    ruling = Judged(verdict.outcome, verdict.reason, found, pool, verdict, innocents)
-    if job.report is not None:
-        section = claim_section(found, innocents, own_data=job.own_data)
-        name = job.suspect if "://" in job.suspect else Path(job.suspect).name
-        report = verdict_report(
-            verdict,
-            owner=file.claim.owner,
-            suspect_name=name,
-            data_name=job.data,
-            claim=section,
-            parts=parts_of(file.claim.mark),
-        )
-        write_report(report, job.report)
-    return ruling
+    return Judged(verdict.outcome, verdict.reason, found, pool, verdict, innocents)
+
+
+def _page(job: JudgeJob, file: ClaimFile, ruling: Judged) -> Report:
+    name = public_name(job.suspect) if "://" in job.suspect else Path(job.suspect).name
+    options = f" --model {job.model}" if job.model is not None else ""
+    options += " --own-data" if job.own_data else ""
+    options += "".join(" --innocent INNOCENT" for _ in job.innocents)
+    return ruling_report(
+        ruling.claim, ruling.verdict, ruling=WORDS[ruling.outcome].capitalize(), reason=ruling.reason,
+        suspect_name=name, data_name=job.data, parts=parts_of(file.claim.mark), innocents=ruling.innocents,
+        own_data=job.own_data, options=options,
+    )  # fmt: skip
 
 
 def _same_pool(file: ClaimFile, data: str) -> None:
@@ -141,7 +151,7 @@ def _verdict(job: JudgeJob, suspect: str, mark: Path, file: ClaimFile, console: 
     return run_verify(
         VerifyJob(
             suspect, job.data, job.opening.key, mark, model=job.model, queries=rule.queries, alpha=rule.alpha,
-            endpoint=endpoint,
+            endpoint=endpoint, journals=job.claim.parent,
         ),
         console,
     )  # fmt: skip
@@ -168,6 +178,6 @@ def judged(found: Judged, suspect: str, report: Path | None) -> list[Table | str
         lines.append("The inputs were the judge's own choice, not the claim's.")
     if found.claim.attested is None:
         lines.append("Nothing that was given shows when the claim was made.")
-    if report is not None and found.verdict is not None:
+    if report is not None:
         lines.append(f"Report: {report}")
     return lines

@@ -19,7 +19,7 @@ from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, BlackBox, Domain, ModelSpec
 from gradmark.report import check_report, write_report
 from gradmark.seal import Checked, SealFile, check_suspect, make_seal
-from gradmark.suspects import HttpSuspect, ModuleSuspect, open_suspect
+from gradmark.suspects import HttpSuspect, ModuleSuspect, open_suspect, public_name
 from gradmark.suspects.weights import read_weights
 
 _DOMAINS: dict[int, Domain] = {1: "vector", 2: "signal", 3: "image"}
@@ -113,7 +113,8 @@ def run_check(job: CheckJob, console: Console) -> Checked:
         if isinstance(suspect, HttpSuspect):
             suspect.close()
     if job.report is not None:
-        write_report(check_report(found, Path(job.suspect).name or job.suspect), job.report)
+        name = public_name(job.suspect)
+        write_report(check_report(found, name if "://" in name else Path(name).name or name), job.report)
     return found
 
 

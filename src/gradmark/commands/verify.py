@@ -65,6 +65,8 @@ class VerifyJob:
     seal: Path | None = None
     task: str | None = None
     """Says data, network and scores; ``data`` is empty then."""
+    journals: Path | None = None
+    """The folder of a journal that nobody named; by default the mark's."""
 
     def __post_init__(self) -> None:
         if self.access not in (None, "white", "black"):
@@ -106,13 +108,14 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
     try:
         with torch.random.fork_rng(devices=[]), Bar(console) as bar:
             torch.manual_seed(job.seed)
-            sealed = None if seal is None else check_suspect(seal, opened, job.access, name=job.suspect)
+            sealed = None if seal is None else check_suspect(seal, opened, job.access, name=opened.name)
             if seal is not None and sealed is not None and sealed.access == "black":
                 job = replace(job, queries=job.queries - seal.queries)
             verdict = _judge(job, mark, linear, suspect, data, pool, bar)
-            if sealed is not None:
-                asked = verdict.queries + (sealed.queries if sealed.access == "black" else 0)
-                verdict = replace(verdict, modified=sealed.modified, queries=asked)
+            if seal is not None and sealed is not None:
+                sent, kept = (sealed.queries, seal.queries) if sealed.access == "black" else (0, 0)
+                verdict = replace(verdict, modified=sealed.modified, queries=verdict.queries + sent,
+                                  queries_allowed=verdict.queries_allowed + kept)  # fmt: skip
     except BaseException as error:
         kept = journal is not None and _holds_answers(journal)
         if ours and journal is not None and not kept:
@@ -229,7 +232,8 @@ def _journal(job: VerifyJob, mark_digest: str) -> tuple[Path | None, bool]:
         return job.endpoint.journal, False
     name = hashlib.sha256(f"{job.suspect}\0{mark_digest}\0{job.data or job.task}".encode()).hexdigest()[:12]
     beside = job.mark or job.linear_mark or Path()
-    folder = beside.parent if os.access(beside.parent, os.W_OK) else Path()
+    folder = beside.parent if job.journals is None else job.journals
+    folder = folder if os.access(folder, os.W_OK) else Path()
     return folder / f"verify-{name}.journal", True
 
 
@@ -263,7 +267,8 @@ def parse_headers(lines: list[str]) -> tuple[tuple[str, str], ...]:
             raise DataError("The file of headers can't be read", expected="lines NAME: VALUE") from cause
         for row in filter(str.strip, rows):
             name, colon, value = row.partition(":")
-            if not colon or not name.strip() or not value.strip():
-                raise UsageError("A header makes no sense", expected="NAME: VALUE")
+            plain = row.isascii() and row.isprintable()
+            if not colon or not name.strip() or not value.strip() or not plain:
+                raise UsageError("A header makes no sense", expected="NAME: VALUE, in printable ASCII")
             found.append((name.strip(), value.strip()))
     return tuple(found)

@@ -14,7 +14,7 @@ from gradmark.protocols import JudgedBy, Reading
 from gradmark.report.canvas import BLUE, CYCLE, GREY, MARKERS, RED, canvas, named, threshold
 from gradmark.report.model import Figure
 from gradmark.report.words import level
-from gradmark.stats import bonferroni, ks_uniform, run_test
+from gradmark.stats import bonferroni, ks_uniform, run_tests
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,6 +27,8 @@ _PANELS = {
     "match": "Bits that match, on training inputs (%)",
     "log10_p": "log10 p, estimated on training inputs",
 }
+
+_SHARES = ("accuracy", "match")
 
 
 def readings(reading: Reading) -> Figure:
@@ -59,14 +61,18 @@ def readings(reading: Reading) -> Figure:
 
 
 def history_curve(reading: Reading, test: JudgedBy, keys_tried: int = 1) -> list[tuple[int, float]]:
-    """(queries, log10 p) for each entry of the reading's history; p is corrected for ``keys_tried``."""
+    """(queries, log10 p) for each entry of the reading's history, by the judge's own test of all parts.
+
+    p is corrected for ``keys_tried``, so that the curve ends where the verdict stands.
+    """
     if test == "betting":  # it has a curve of its own
         return []
     steps = sorted(reading.history, key=lambda step: step[0])
-    if steps and steps[-1][0] < reading.queries:
-        steps.append((reading.queries, reading.values))
+    if steps:  # the last entry may be of other shares of the queries than the verdict's
+        steps = [*(step for step in steps if step[0] < reading.queries), (reading.queries, reading.values)]
     bits = _numbers(reading.bits)
-    return [(q, bonferroni(run_test(test, _numbers(v) * bits).log10_p, keys_tried)) for q, v in steps]
+    found = ((q, run_tests(test, _numbers(v) * bits, reading.parts).log10_p) for q, v in steps)
+    return [(q, bonferroni(log10_p, keys_tried)) for q, log10_p in found]
 
 
 def evidence_by_queries(curves: Mapping[str, Sequence[tuple[int, float]]], alpha: float) -> Figure:
@@ -184,7 +190,7 @@ def training(history: Sequence[Row], control: Sequence[Row] = ()) -> Figure:
             for i, (name, rows) in enumerate((("marked", history), ("control", control))):
                 kept = [row for row in rows if row.get(field) is not None]
                 if kept:
-                    scale = 100 if field in ("accuracy", "match") else 1
+                    scale = 100 if field in _SHARES else 1
                     steps = [int(row["step"]) for row in kept]
                     _line(axes, steps, _column(kept, field, scale), i, name, f"training-{field}-{name}")
             axes.set_title(_PANELS[field])
@@ -194,7 +200,9 @@ def training(history: Sequence[Row], control: Sequence[Row] = ()) -> Figure:
         for axes in c.axes[-1]:
             axes.set_xlabel("training step")
     ends = [
-        f"{_PANELS[f]}: {_short(history[-1][f])} at the end" for f in shown if history and f in history[-1]
+        f"{_PANELS[f]}: {_short(100 * history[-1][f] if f in _SHARES else history[-1][f])} at the end"
+        for f in shown
+        if history and history[-1].get(f) is not None
     ]
     return Figure("Training with the mark, and the same training without", _sentences(ends), c.data, "svg")
 

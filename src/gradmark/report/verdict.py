@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from gradmark.protocols import Outcome, Verdict
 from gradmark.report.bets import bets_by_queries
+from gradmark.report.caveats import LINEAR, limits, reproduce, wrong
 from gradmark.report.model import Figure, Report, RowMark, Section, Table, Tone
 from gradmark.report.plots import evidence_by_queries, history_curve, readings
 from gradmark.report.words import CARRIERS, TESTS, by_chance, duration, level, percent, probability, versions
@@ -16,7 +19,6 @@ _LABELS: dict[tuple[Outcome, bool | None], str] = {
 }  # with no-evidence and inconclusive, the four outcomes
 _PLAIN: RowMark = "plain"
 _MARKS: dict[Outcome, RowMark] = {"owned": "good", "no-evidence": "bad", "inconclusive": "plain"}
-_LINEAR = "this p-value is valid only if the arrays were fixed before the suspect existed"
 _WON = "What one unit had become by betting on the bits, as a power of ten; fair coins let nothing grow."
 _MODIFIED = {
     True: ("yes", "The suspect isn't, bit for bit or in its answers, the model that was sealed."),
@@ -33,11 +35,14 @@ def verdict_report(
     linear: bool = False,
     parts: tuple[str, ...] = (),
     claim: Section | None = None,
+    again: Section | None = None,
+    label: str = "",
 ) -> Report:
     """What was asked, the answer, how it was tested, the numbers, their limits, and how to repeat it all.
 
     ``linear``: the mark came as arrays made by other software, so that no key binds it. ``parts``: the names
-    of an ensemble's schemes, in order. ``claim``: what the claim says, where a judge tested by one.
+    of an ensemble's schemes, in order. ``claim``: what the claim says, where a judge tested by one;
+    ``again``: how he repeats it, ``label``: his ruling in a word.
     """
     return Report(
         title=f"Whose model is {suspect_name}?",
@@ -50,12 +55,12 @@ def verdict_report(
             *pictures(verdict),
             *((claim,) if claim is not None else ()),
             *modification(verdict),
-            _limits(verdict, suspect_name, linear),
-            _wrong(verdict, linear),
-            _reproduce(verdict, linear, judged=claim is not None),
+            limits(verdict, suspect_name, linear),
+            wrong(verdict, linear),
+            again or reproduce(verdict, linear),
         ),
         footer=versions(verdict.version),
-        label=_LABELS.get((verdict.outcome, verdict.modified), ""),
+        label=label or _LABELS.get((verdict.outcome, verdict.modified), ""),
     )
 
 
@@ -76,7 +81,7 @@ def answer(verdict: Verdict, owner: str, suspect_name: str, *, linear: bool = Fa
             f"The test could not decide whether {suspect_name} carries the mark of {owner}: {reason}. This "
             "counts neither for nor against anybody."
         )
-    return f"{text} Condition: {_LINEAR}." if linear else text
+    return f"{text} Condition: {LINEAR}." if linear else text
 
 
 def numbers(verdict: Verdict) -> Section:
@@ -96,10 +101,11 @@ def numbers(verdict: Verdict) -> Section:
          f"Chance alone gives about half. 95% interval, if bits err on their own: {percent(low)} to "
          f"{percent(high)}."),
         ("Bits in the mark", str(verdict.n_bits), "Each is one yes-or-no question put to the model."),
-        ("Readings of zero", str(verdict.ties), "Readings that said nothing; the test leaves them out."),
+        _left_out(verdict),
         ("Carriers", str(verdict.carriers), "Inputs at which the model was read, at most, by one part."),
         ("Queries", str(verdict.queries),
-         "Single inputs sent to the model." if verdict.access == "black" else "None: the model was at hand."),
+         f"Single inputs sent to the model, of the {verdict.queries_allowed or verdict.queries} allowed."
+         if verdict.access == "black" else "None: the model was at hand."),
         ("Keys tried", str(verdict.keys_tried), f"How many keys were tried on this model; {tried}."),
         *sealed,
         ("Time", duration(verdict.seconds), "What reading and testing took."),
@@ -110,6 +116,16 @@ def numbers(verdict: Verdict) -> Section:
     )  # fmt: skip
     marks = (good, good, *[good for _ in won], _PLAIN, good)
     return Section("The numbers", tables=(Table(("Number", "Value", "Meaning"), rows, mark=marks),))
+
+
+def _left_out(verdict: Verdict) -> tuple[str, str, str]:
+    if verdict.test == "betting":
+        return (
+            "Bits not asked",
+            str(verdict.ties),
+            "The evidence sufficed before their turn; none counts as wrong.",
+        )
+    return "Readings of zero", str(verdict.ties), "Readings that said nothing; the test leaves them out."
 
 
 def pictures(verdict: Verdict) -> tuple[Section, ...]:
@@ -123,6 +139,9 @@ def pictures(verdict: Verdict) -> tuple[Section, ...]:
         "sorted, so that the picture gives away nothing about the mark. Without the mark, about as many lie "
         "below zero as above."
     ]
+    asked = reading.values != 0
+    if verdict.test == "betting" and bool(asked.any()):  # the others weren't looked at
+        reading = replace(reading, values=reading.values[asked], bits=reading.bits[asked])
     figures: list[Figure] = [readings(reading)]
     if verdict.test == "betting":
         if verdict.evidence:
@@ -189,102 +208,17 @@ def carriers(verdict: Verdict, names: tuple[str, ...]) -> Table:
     reading = verdict.reading
     values = None if reading is None else (reading.values * reading.bits).numpy()
     sizes = reading.parts if reading is not None and len(reading.parts) == len(names) else ()
-    rows, first = [], 0
+    rows: list[tuple[str, ...]] = []
+    first = 0
     for name, size in zip(names, sizes or (verdict.n_bits,) * len(names), strict=True):
         match = p = ""
         if values is not None and (sizes or len(names) == 1):
-            bets = verdict.test == "betting"  # on all parts together: none has a p-value of its own
             result = run_test("sign" if verdict.test == "betting" else verdict.test, values[first:][:size])
             match = f"{result.n_match} of {result.n}" if result.n else "not read"
-            p = probability(result.log10_p) if result.n and not bets else ""
+            p = probability(result.log10_p) if result.n else ""
         first += size
         rows.append((name, CARRIERS.get(name, CARRIERS["linear"]), match, p))
-    return Table(("Part of the mark", "What is asked", "Bits that match", "p-value"), tuple(rows))
-
-
-def _limits(verdict: Verdict, suspect_name: str, linear: bool) -> Section:
-    committed = (
-        "The arrays come from other software, and nothing in them shows when they were made. Whoever has the "
-        f"model can compute arrays that fit it. Therefore {_LINEAR}, and this has to be shown by other means."
-        if linear
-        else "The key and the mark must have been committed to before the suspect existed: anyone can look "
-        "for a key that fits a model that is already there. The mark's file holds such a commitment; a dated "
-        "publication or time stamp of it shows that it is old enough."
-    )
-    n = verdict.keys_tried
-    stated = "the one key that was stated as tried" if n == 1 else f"the {n} keys stated as tried"
-    texts = [
-        "A p-value is not a probability of guilt. It says how often chance alone would do this well, and not "
-        "how likely it is that somebody copied the model. It rests on one assumption: that the secret was "
-        "drawn at random and had no part in the making of the suspect, if the suspect is innocent.",
-        committed,
-        f"Trying many keys on one model finds a match sooner or later. p is corrected for {stated}; "
-        "tries that weren't stated aren't counted.",
-        "The test does not say who copied a model, when, how, or with what right; only whether the mark is "
-        "in it.",
-    ]
-    if verdict.outcome != "owned":
-        texts.append(
-            f"That no mark was found doesn't show that {suspect_name} is independent: a mark can be damaged "
-            "by changes to a model, and more queries or access to the model itself may find what this test "
-            "missed."
-        )
-    return Section("What this does not say", tuple(texts))
-
-
-def _wrong(verdict: Verdict, linear: bool) -> Section:
-    rows = [
-        (
-            "The secret isn't secret or is too young",
-            "It was known to, or made by, somebody who had the suspect.",
-        ),
-        ("More was tried than stated", "Keys, marks, data or settings were varied until the result pleased."),
-        (
-            "Another model answered",
-            "The file or address tested isn't the one in dispute: compare the fingerprint.",
-        ),
-        ("Another mark was tested", "Compare the mark's fingerprint with the one that was published."),
-    ]
-    if verdict.test != "betting":
-        rows.append(
-            (
-                "The number of queries was changed",
-                "Testing went on until the result pleased instead of to a fixed end.",
-            )
-        )
-    if linear:
-        rows.insert(
-            0, ("The arrays were made to fit", "They were computed from the suspect, or after it existed.")
-        )
-    if verdict.access == "black":
-        rows.append(
-            (
-                "The service tampered with its answers",
-                "That can hide a mark, but not fake one without the secret.",
-            )
-        )
-    return Section("What would make it wrong", tables=(Table(("If", "That is"), tuple(rows)),))
-
-
-def _reproduce(verdict: Verdict, linear: bool, *, judged: bool = False) -> Section:
-    mark = "--linear-mark MARK.npz" if linear else "--key OWNER.key --mark mark.json"
-    queries = f" --queries {verdict.queries}" if verdict.access == "black" else ""
-    queries += "" if verdict.modified is None else " --seal model.seal"
-    queries += " --sequential" if verdict.test == "betting" else ""
-    settings = f"--access {verdict.access}{queries} --alpha {verdict.alpha:g} --report again.html"
-    texts = [
-        f"Install gradmark {verdict.version}, put the real files in place of the capital letters, and run "
-        "the command below. The outcome and log10 p must be the same, up to rounding where another processor "
-        "computes."
-    ]
-    if verdict.keys_tried > 1:
-        texts.append(f"The p-value in this report is {verdict.keys_tried} times that of the one key alone.")
-    if not linear:
-        texts.append(
-            "The key is a secret: its owner runs the command before witnesses, or shows the key to a neutral "
-            "expert. The SHA-256 of mark.json must be the mark's fingerprint above."
-        )
-    command = f"gradmark verify SUSPECT {mark} --data DATA \\\n    {settings}"
-    if judged:
-        command = "gradmark judge SUSPECT --claim claim.json --opening opening.json \\\n    --data DATA"
-    return Section("How to reproduce this", tuple(texts), code=(command,))
+    head = ("Part of the mark", "What is asked", "Bits that match", "p-value")
+    if verdict.test == "betting":  # on all parts together: none has numbers of its own
+        return Table(head[:2], tuple(row[:2] for row in rows))
+    return Table(head, tuple(rows))

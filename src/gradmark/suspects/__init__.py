@@ -10,6 +10,7 @@ from gradmark.suspects.files import build_model, file_digest, load_factory, open
 from gradmark.suspects.http import HttpSuspect
 from gradmark.suspects.module import ModuleSuspect, weights_digest
 from gradmark.suspects.onnx import OnnxSuspect
+from gradmark.suspects.transport import public_name
 from gradmark.suspects.weights import load_weights, save_weights
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "load_factory",
     "load_weights",
     "open_suspect",
+    "public_name",
     "save_weights",
     "weights_digest",
 ]

@@ -10,6 +10,9 @@ from torch import Tensor, nn
 
 from gradmark.errors import DataError, GradmarkError, ModelError
 
+MOST_AT_ONCE = 1 << 16
+"""The largest fixed batch of a suspect's that is filled up."""
+
 
 def unwrap(out: Any) -> Any:
     """The class scores inside what a model returned, unchanged where it is an array already.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gradmark.errors import ModelError, ModelFileError
-from gradmark.suspects.checks import brief, check_inputs, check_scores
+from gradmark.suspects.checks import MOST_AT_ONCE, brief, check_inputs, check_scores
 
 _DTYPES = {
     "tensor(float)": np.float32,
@@ -45,6 +46,11 @@ class OnnxSuspect:
         self._input, self._dtype = entry.name, _DTYPES[entry.type]
         first = entry.shape[0] if entry.shape else None
         self._fixed = first if isinstance(first, int) and first > 0 else None
+        if self._fixed is not None and self._fixed > MOST_AT_ONCE:
+            raise ModelFileError(
+                f"{path.name} takes nothing but huge batches", expected=f"{MOST_AT_ONCE} inputs at most",
+                found=str(self._fixed), fix="Export it with a free batch axis",
+            )  # fmt: skip
         self.batch_size = self._fixed or batch_size
         self._output = _score_output(self._session.get_outputs(), path.name)
 
@@ -61,6 +67,8 @@ class OnnxSuspect:
         array = x.to(torch.float32).numpy() if x.dtype == torch.bfloat16 else x.numpy()
         if self._fixed is not None and b < self._fixed:
             array = np.concatenate([array, np.repeat(array[-1:], self._fixed - b, axis=0)])
+        if self._dtype is np.uint8 and array.dtype.kind == "f":  # [0, 1] in 255 steps, as the OIP has it
+            array = np.rint(array * 255).clip(0, 255)
         try:
             (out,) = self._session.run([self._output], {self._input: array.astype(self._dtype)})
         except Exception as cause:  # onnxruntime's exception classes share no public base
@@ -107,10 +115,42 @@ def _score_output(outputs: list[Any], name: str) -> str:
 
 
 def _digest(path: Path) -> str:
-    """Over the file, and over the weights beside it where the exporter put them in ``NAME.data``."""
+    """Over the file, and over every file beside it that holds some of its weights, by name."""
     content = path.read_bytes()
     total = hashlib.sha256(content)
-    weights = path.with_name(path.name + ".data")
-    if weights.is_file() and weights.name.encode() in content:
-        total.update(weights.read_bytes())
+    for name in sorted(_elsewhere(content, path.name)):
+        if name != path.name + ".data":  # where exporters put them: those digests stay what they were
+            total.update(len(name.encode()).to_bytes(4, "big") + name.encode())
+        with path.with_name(name).open("rb") as file:
+            while chunk := file.read(1 << 20):
+                total.update(chunk)
     return "sha256:" + total.hexdigest()
+
+
+def _elsewhere(content: bytes, name: str) -> set[str]:
+    """The other files that a model's tensors lie in. ModelFileError where one isn't beside it."""
+    if b"location" not in content:
+        return set()
+    try:
+        import onnx
+    except ImportError as cause:
+        raise ModelFileError(
+            f"{name} may have weights in other files, which onnx tells", fix="pip install gradmark[onnx]"
+        ) from cause
+    found = {str(entry.value) for tensor in _tensors(onnx.load_from_string(content))
+             for entry in tensor.external_data if entry.key == "location"}  # fmt: skip
+    for other in found:
+        if not (Path(name).parent / other).name == other or other in (".", ".."):
+            raise ModelFileError(f"{name} has weights in another folder", found=other[:80])
+    return found
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every tensor with ``external_data`` anywhere in a protobuf message."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for kind, value in message.ListFields():
+        if kind.message_type is not None:
+            for part in value if hasattr(value, "__len__") else [value]:
+                yield from _tensors(part)

@@ -40,6 +40,7 @@ _PLAIN = re.compile(
 _TREES = {None, "builtins.tuple", "builtins.list", "builtins.dict", "collections.OrderedDict"}
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*|", re.ASCII)
 _TEXT = re.compile(r"[\w.\-:/, >+]{0,512}", re.ASCII)
+_SHARED = 1 << 24
 _PAYLOAD = re.compile(r"(weight|tensor)_\d+", re.ASCII)
 
 
@@ -51,7 +52,7 @@ def open_pt2(content: bytes, name: str) -> nn.Module:
         configs = {key: json.loads(records[key])["config"] for key in (_WEIGHTS, _CONSTANTS)}
         payloads = _check_payloads(configs, records, name)
         graph = _check_graph(graph, name)
-    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as cause:
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError) as cause:
         raise _damaged(name, brief(cause)) from cause
     logger = logging.getLogger("torch.export")
     quiet, logger.disabled = logger.disabled, True  # it logs a stack trace for a damaged file
@@ -117,6 +118,9 @@ def _check_payloads(configs: dict[str, Any], records: dict[str, bytes], name: st
             # torch allocates what an empty record claims to be; a real one has nothing to allocate
             if not content and math.prod(shape):
                 raise _damaged(name, f"no bytes for the tensor {key[:60]!r}")
+            # entries may share bytes (strides of zero), but not so many that looking at them fills the memory
+            if math.prod(shape) > max(len(content), _SHARED):
+                raise _damaged(name, f"{len(content)} bytes for {math.prod(shape)} numbers of {key[:60]!r}")
             payloads[f"{folder}/{path}"] = content
     return payloads
 

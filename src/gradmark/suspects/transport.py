@@ -114,7 +114,11 @@ class Transport:
                     content += chunk
                     if len(content) > _LARGEST_ANSWER:
                         raise EndpointError(f"{self.name} answers without end", expected="64 MiB at most")
-        except (httpx2.UnsupportedProtocol, httpx2.LocalProtocolError, httpx2.InvalidURL) as cause:
+        except httpx2.LocalProtocolError:  # whose text may quote a header, which may be a secret
+            raise EndpointError(
+                f"{self.name} can't be asked", found="a header or address HTTP forbids"
+            ) from None
+        except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as cause:
             raise EndpointError(f"{self.name} can't be asked", found=brief(cause)) from cause
         except httpx2.TransportError as cause:
             raise _Passing(brief(cause)) from cause
@@ -174,6 +178,11 @@ def shown(url: str) -> str:
     return urlunsplit((parts.scheme, host if port is None else f"{host}:{port}", parts.path, "", ""))
 
 
+def public_name(source: str) -> str:
+    """What a user named, as anybody may see it: an address by :func:`shown`, anything else as it is."""
+    return shown(source) if source.startswith(("http://", "https://")) else source
+
+
 def _retry_after(value: str | None) -> float | None:
     """Seconds, from a number or an HTTP date; None where the header is missing or unreadable."""
     if not value:
@@ -182,7 +191,7 @@ def _retry_after(value: str | None) -> float | None:
         return float(value)
     try:
         moment = parsedate_to_datetime(value)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=UTC)

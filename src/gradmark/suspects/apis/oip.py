@@ -20,6 +20,7 @@ from torch import Tensor
 from gradmark.errors import EndpointError
 from gradmark.suspects.apis import BadAnswer, Get
 from gradmark.suspects.apis.plain import parsed
+from gradmark.suspects.checks import MOST_AT_ONCE
 from gradmark.suspects.transport import Answer
 
 _TYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "UINT8": "u1"}
@@ -51,11 +52,15 @@ class OpenInference:
             shape = tuple(int(size) for size in first["shape"])
             score = next(out for out in outputs if out["datatype"] in ("FP16", "FP32", "FP64"))
             name, kind, output = str(first["name"]), str(first["datatype"]), str(score["name"])
-        except (KeyError, TypeError, ValueError, IndexError, StopIteration) as cause:
+        except (KeyError, TypeError, ValueError, IndexError, OverflowError, StopIteration) as cause:
             raise BadAnswer("gave no metadata of a classifier", "inputs and a floating output") from cause
         if len(inputs) != 1 or kind not in _TYPES:
-            found = ", ".join(f"{i.get('name')}: {i.get('datatype')}" for i in inputs[:5])
+            found = ", ".join(str(i)[:80] for i in inputs[:5])
             raise BadAnswer("takes inputs of another kind", f"one of {', '.join(_TYPES)}", found)
+        if not shape or shape[0] > MOST_AT_ONCE:
+            raise BadAnswer(
+                "takes inputs of another shape", f"a batch of {MOST_AT_ONCE} at most", str(shape)[:80]
+            )
         return replace(self, name=name, datatype=kind, shape=shape, output=output, binary=_binary(url, get))
 
     def request(self, url: str, x: Tensor) -> tuple[str, bytes, Mapping[str, str]]:
