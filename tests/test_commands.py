@@ -119,7 +119,9 @@ def test_calibrated_the_model_is_as_confident_as_its_control(signed: Path) -> No
 
 def test_embed_writes_what_the_contract_says(signed: Path) -> None:
     out = signed / "out"
-    assert {p.name for p in out.iterdir()} == {"model.safetensors", "mark.json", "run.json", "report.html"}
+    assert {p.name for p in out.iterdir()} == {
+        *("model.safetensors", "control.safetensors", "mark.json", "run.json", "report.html")
+    }
     run = json.loads((out / "run.json").read_text())
     assert run.items() <= json.loads((signed / "embed.json").read_text()).items()
     for value, low, high in run["accuracy"].values():
@@ -363,7 +365,7 @@ def test_embed_refuses_other_nonsense(signed: Path, tmp_path: Path) -> None:
     pickled = tmp_path / "weights.pt"
     torch.save(tiny.net().state_dict(), pickled)
     for arguments, words in (
-        ((*FAST, "--scheme", "filter-gradiant"), "did you mean"),
+        ((*FAST, "--scheme", "filter-gradiant"), "Did you mean"),
         ((*FAST, "--set", "stepp=1"), "no such option"),
         ((*FAST, "--bits", 10**6), "fewer bits"),
         ((*FAST, "--target-p", 1.5), "target p"),

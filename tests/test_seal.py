@@ -390,6 +390,9 @@ def test_check_tells_which_tensor(folder: Path) -> None:
         "check", folder / "changed.safetensors", "--seal", folder / "public.seal", "--json"
     ).json()
     (row,) = found["tensors"]
+    assert (row["name"], row["changed"], row["kind"]) == ("3.weight", None, "changed")
+    found = gradmark("check", folder / "changed.safetensors", "--seal", folder / "m.seal", "--json").json()
+    (row,) = found["tensors"]
     assert (row["name"], row["changed"], row["kind"]) == ("3.weight", 1, "changed")
 
 

@@ -158,7 +158,7 @@ def scheme(name: str, parameters: dict[str, Any] | None = None) -> Scheme:
     given = dict(parameters or {})
     if name == Ensemble.name or "," in name:
         return _ensemble(name, given)
-    kind = SCHEMES[_known(name, SCHEMES, "scheme")]
+    kind = SCHEMES[_known(name, SCHEMES, "scheme", (FLAGSHIP,))]
     try:
         made: Scheme = kind(**_sane(kind, given))
         return made
@@ -242,12 +242,14 @@ def _attack(name: str, parameters: dict[str, Any]) -> Attack:
         ) from cause
 
 
-def _known(name: str, table: dict[str, Any], what: str) -> str:
+def _known(name: str, table: dict[str, Any], what: str, also: tuple[str, ...] = ()) -> str:
+    """``name``, or UnknownNameError that tells those of ``table``, and ``also``."""
     if name in table:
         return name
-    near = difflib.get_close_matches(name, table, 1)
+    known = (*also, *table)
+    near = difflib.get_close_matches(name, known, 1)
     raise UnknownNameError(
         f"No {what} is called {name!r}",
-        expected=f"one of {', '.join(table)}",
-        fix=f"did you mean {near[0]!r}?" if near else "",
+        expected=f"one of {', '.join(known)}",
+        fix=f"Did you mean {near[0]!r}?" if near else "",
     )

@@ -70,7 +70,7 @@ def demo(
     seed: Seed = 0,
     as_json: Json = False,
 ) -> int:
-    """Mark a small network, attack it, and judge it: two minutes on two cores."""
+    """Mark a small network, attack it, and judge it: half a minute or so."""
     from gradmark.demo import run_demo
 
     result = run_demo(out, seed, err())
@@ -81,7 +81,7 @@ def demo(
 def embed(
     key: Key,
     out: Annotated[
-        Path, typer.Option(help="New folder for model.safetensors, mark.json, run.json, report.html.")
+        Path, typer.Option(help="New folder for model, control, mark.json, run.json and report.html.")
     ],
     model: Annotated[
         str | None, typer.Option(help="MODULE:FACTORY, a function that returns the torch model.")
@@ -113,6 +113,13 @@ def embed(
     margin: Annotated[
         float | None, typer.Option(help="Reading, in logits, at which an input counts as marked.")
     ] = None,
+    carriers: Annotated[
+        int | None, typer.Option(help="Inputs of a batch that carry the mark; default 32.", min=1)
+    ] = None,
+    every: Annotated[
+        int | None,
+        typer.Option(help="Push on every N-th step; default 4, 1 is strongest.", min=1),
+    ] = None,
     method: Annotated[str, typer.Option(help="auto, exact or central-difference.")] = "auto",
     device: Device = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -139,7 +146,7 @@ def embed(
     job = EmbedJob(
         task_or(task, model, "--model"), task_or(task, data, "--data"), key_of(key, passphrase_file), out,
         weights, scheme, bits, settings(set_ or []), target_p, budget, epochs, lr, batch_size, optimizer,
-        augment, strength, margin, smoothing, calibrate, method, seed, resume, device, task,
+        augment, strength, margin, smoothing, calibrate, method, seed, resume, device, task, carriers, every,
     )  # fmt: skip
     done = run_embed(job, err())
     return show(CODES[done.verdict.outcome], as_json, done.to_json(), *embedded(done))
@@ -150,7 +157,7 @@ def verify(
     suspect: Annotated[
         str,
         typer.Argument(
-            help="A .pt2, .onnx, .safetensors (or its index) or .gguf file, or an http(s):// endpoint."
+            help="A .pt2, .onnx, .safetensors (or its index), .gguf or .pt file, or an http(s):// endpoint."
         ),
     ],
     data: SomeData = None,

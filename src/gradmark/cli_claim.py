@@ -114,6 +114,7 @@ def judge(
     report: Annotated[Path | None, typer.Option(help="Write a report, .html or .pdf.")] = None,
     journal: Annotated[Path | None, typer.Option(help="Keep an endpoint's answers in this file.")] = None,
     header: Annotated[list[str] | None, typer.Option(help="'NAME: VALUE' for an endpoint, or @FILE.")] = None,
+    api: Annotated[str, typer.Option(help="What an endpoint speaks: json, oip, or a FILE.toml.")] = "json",
     passphrase_file: Passphrase = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -129,7 +130,7 @@ def judge(
         JudgeJob(
             suspect, claim, opened_with(Opening.load, opening, passphrase_file, ask), data, model, own_data,
             tuple(innocent or ()), tsa_certificates, against, report,
-            Endpoint(journal=journal, headers=parse_headers(header or [])),
+            Endpoint(journal=journal, headers=parse_headers(header or []), api=api),
         ),
         err(),
     )  # fmt: skip

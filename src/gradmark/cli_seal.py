@@ -65,6 +65,7 @@ def check(
         float, typer.Option(help="Seconds to wait for an endpoint's answer.", min=0.01)
     ] = 30.0,
     header: Annotated[list[str] | None, typer.Option(help="'NAME: VALUE' for an endpoint, or @FILE.")] = None,
+    api: Annotated[str, typer.Option(help="What an endpoint speaks: json, oip, or a FILE.toml.")] = "json",
     passphrase_file: Passphrase = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -78,7 +79,7 @@ def check(
     job = CheckJob(
         suspect, seal, model, access,  # type: ignore[arg-type]
         None if key is None else key_of(key, passphrase_file), report,
-        Endpoint(batch_size, timeout, None, parse_headers(header or [])),
+        Endpoint(batch_size, timeout, None, parse_headers(header or []), api),
     )  # fmt: skip
     found = run_check(job, err())
     return show(

@@ -96,6 +96,7 @@ def trace(
         float, typer.Option(help="Seconds to wait for an endpoint's answer.", min=0.01)
     ] = 30.0,
     header: Annotated[list[str] | None, typer.Option(help="'NAME: VALUE' for an endpoint, or @FILE.")] = None,
+    api: Annotated[str, typer.Option(help="What an endpoint speaks: json, oip, or a FILE.toml.")] = "json",
     passphrase_file: Passphrase = None,
     seed: Seed = 0,
     as_json: Json = False,
@@ -108,7 +109,7 @@ def trace(
     job = TraceJob(
         suspect, licensees, data, key_of(key, passphrase_file), mark, trace_mark, model,
         access, queries, alpha, keys_tried, seed, report, ranking,  # type: ignore[arg-type]
-        Endpoint(batch_size, timeout, journal, parse_headers(header or [])),
+        Endpoint(batch_size, timeout, journal, parse_headers(header or []), api),
     )  # fmt: skip
     found = run_trace(job, err())
     return show(CODES[found.outcome], as_json, found.to_json(), *traced(found, public_name(suspect), report))

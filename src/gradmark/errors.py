@@ -12,14 +12,19 @@ class GradmarkError(Exception):
 
     def __init__(self, what: str, *, expected: str = "", found: str = "", fix: str = "") -> None:
         self.what, self.expected, self.found, self.fix = what, expected, found, fix
-        parts = [what.rstrip(".") + "."]
+        parts = [_ended(what)]
         if expected:
             parts.append(f"Expected {expected}.")
         if found:
             parts.append(f"Found {found}.")
         if fix:
-            parts.append(fix.rstrip(".") + ".")
+            parts.append(_ended(fix))
         super().__init__(" ".join(parts))
+
+
+def _ended(sentence: str) -> str:
+    """With its full stop, unless it ends with a question mark."""
+    return sentence if sentence.endswith("?") else sentence.rstrip(".") + "."
 
 
 class KeyFileError(GradmarkError):

@@ -28,6 +28,7 @@ _DECIMALS = range(1, 7)
 _FLOAT32 = 2e-7  # relative: more than float32 rounds off, so that tiny logits are no rounded zeros
 _SUM = 1e-3  # by which sums may miss 1 whatever the cause
 _HIDDEN = 0.1
+_ROOM = 0.05  # of a range, by which inputs may lie outside of it
 _LEAST = 1e-30  # float32 and its reciprocal hold it
 
 
@@ -60,6 +61,23 @@ def check_pool(spec: ModelSpec, pool: Batch) -> None:
             "The labels don't fit the mark",
             expected=f"classes 0 to {spec.n_classes - 1}",
             found=f"{int(pool[1].min())} to {int(pool[1].max())}",
+        )
+
+
+def check_range(spec: ModelSpec, x: Tensor) -> None:
+    """Raises MismatchError where inputs (b, *shape) lie well outside of the range that the mark was made for.
+
+    Pixels of 0 to 255, or normalised ones, where it was 0 to 1: inputs such as the model doesn't know.
+    """
+    if spec.low is None or spec.high is None or not x.is_floating_point():
+        return
+    room, low, high = _ROOM * (spec.high - spec.low), float(x.min()), float(x.max())
+    if low < spec.low - room or high > spec.high + room:
+        raise MismatchError(
+            "The data lie outside of the range that the mark was made for",
+            expected=f"{spec.low:g} to {spec.high:g}",
+            found=f"{low:g} to {high:g}",
+            fix="Scale them as for embed",
         )
 
 

@@ -45,7 +45,7 @@ Data = Annotated[str, _DATA]
 SomeData = Annotated[str | None, _DATA]
 Task = Annotated[
     str | None,
-    typer.Option("--task", help="tabular, faces, ... or MODULE:FACTORY: data, network and scores."),
+    typer.Option("--task", help="tabular, faces, ... or MODULE:FACTORY, with data, network and scores."),
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 or mps.")]
 Passphrase = Annotated[

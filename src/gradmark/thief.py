@@ -15,10 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradmark.embed.heads import output_layer
 from gradmark.embed.modes import penalty_mode
 from gradmark.errors import AttackError
 from gradmark.protocols import Batch, Thief
 from gradmark.suspects.checks import unwrap
+from gradmark.suspects.module import fed, undisturbed
 from gradmark.views import View
 
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
@@ -161,8 +163,15 @@ def precision(thief: Thief) -> AbstractContextManager[Any]:
     return nullcontext() if thief.autocast is None else torch.autocast(thief.x.device.type, thief.autocast)
 
 
-def last_layer(model: nn.Module) -> nn.Module:
-    """The last module with a weight matrix: the classifier's head. Raises AttackError if none."""
+def last_layer(model: nn.Module, thief: Thief) -> nn.Module:
+    """The classifier's head: the layer whose output is the model's, else the last with a weight matrix.
+
+    Raises AttackError if there is none.
+    """
+    with undisturbed(model):
+        head = output_layer(model, fed(model, thief.x[:2]))
+    if isinstance(head, nn.Module):
+        return head
     found = [
         m for m in model.modules() if isinstance(w := getattr(m, "weight", None), nn.Parameter) and w.ndim > 1
     ]

@@ -31,7 +31,7 @@ from gradmark.protocols import (
     WhiteBox,
 )
 from gradmark.schemes.linear import LinearMark
-from gradmark.scores import check_pool
+from gradmark.scores import check_pool, check_range
 from gradmark.sequential import Run, Sequential
 from gradmark.stats import bonferroni, least_log10_p, run_tests
 
@@ -69,6 +69,7 @@ def verify(
     access = _access(access, suspect)
     _check(alpha, queries, access, keys_tried)
     check_pool(mark.spec, pool)  # first of all: a hostile mark's secrets may be larger than any memory
+    check_range(mark.spec, pool[0])
     secret = scheme.mark(key, mark.spec)
     if sequential:
         return _step_by_step(

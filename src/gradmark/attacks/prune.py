@@ -30,7 +30,7 @@ class Prune:
         attacked, pruned = copy.deepcopy(model), copy.deepcopy(model)
         layers = _layers(pruned)
         if self.structured:
-            head = last_layer(pruned)
+            head = last_layer(pruned, thief)
             layers = [layer for layer in layers if layer is not head]
             for layer in layers:
                 prune.ln_structured(layer, "weight", amount=float(self.fraction), n=2, dim=0)

@@ -32,7 +32,7 @@ class Retrain:
 
     def run(self, model: nn.Module, thief: Thief, generator: torch.Generator) -> nn.Module:
         attacked = copy.deepcopy(model)
-        head = last_layer(attacked)
+        head = last_layer(attacked, thief)
         if self.reset:
             _reset(head, generator)
         weights = list(head.parameters(recurse=False)) if self.part == "last" else None

@@ -32,7 +32,7 @@ class Shift:
 
     def run(self, model: nn.Module, thief: Thief, generator: torch.Generator) -> nn.Module:
         attacked = copy.deepcopy(model)
-        head = last_layer(attacked)
+        head = last_layer(attacked, thief)
         linear = [m for m in attacked.modules() if isinstance(m, nn.Linear)]
         weights = [m.weight for m in attacked.modules() if isinstance(m, CONVOLUTIONS)]
         weights = weights or [m.weight for m in linear if m is not head] or [m.weight for m in linear]

@@ -22,6 +22,7 @@ from gradmark.protocols import Access
 RESAMPLES = 400
 Z95 = 1.959964
 STRIKING_Z = 4.0  # beyond the luck of the inputs
+_NO_LUCK = 1e-6  # spread of an effect that no choice of inputs moves, so that z means nothing
 
 
 @dataclass(frozen=True)
@@ -73,9 +74,10 @@ def side_by_side(
     effect, spread = float(ratio[0]), float(ratio[1:].std())
     half = Z95 * float(control[1:].std())
     z = effect / max(spread, 1e-9)
+    shown = z if spread > _NO_LUCK else None
     return Detector(
         name, part, "white", float(control[0]) - half, float(control[0]) + half, tolerance,
-        abs(effect) > tolerance and abs(z) > STRIKING_Z, float(model[0]), float(control[0]), effect, z,
+        abs(effect) > tolerance and abs(z) > STRIKING_Z, float(model[0]), float(control[0]), effect, shown,
         note=note,
     )  # fmt: skip
 

@@ -92,13 +92,26 @@ def run_attack(job: AttackJob, console: Console) -> dict[str, Any]:
 
 
 def _thief(job: AttackJob, data: Data) -> Thief:
-    split: Split = data.test if data.train is None else data.train
-    x, labels = split.all()
+    x, labels = _thiefs(data).all()
     return Thief(
         data.spec, x, labels, fresh=lambda: _fresh(job), lr=job.lr,
         optimizer="adamw" if job.optimizer == "adamw" else "sgd", batch_size=job.batch_size,
         directions={} if job.mark is None else told(MarkFile.load(job.mark).scheme_parameters),
     )  # fmt: skip
+
+
+def _thiefs(data: Data) -> Split:
+    """What the thief trains on: the training split, or every other input where there is one split alone."""
+    return data.train if data.train is not None else _half(data.test, 0)
+
+
+def _left(data: Data) -> Split:
+    """What no attack saw."""
+    return data.test if data.train is not None else _half(data.test, 1)
+
+
+def _half(split: Split, first: int) -> Split:
+    return Split(split.x[first::2], split.y[first::2], split.spec)
 
 
 def _fresh(job: AttackJob) -> nn.Module:
@@ -126,7 +139,7 @@ def _write(
         raise OutputPathError(
             "The output folder can't be made", found=f"{cause.strerror}: {job.out}"
         ) from cause
-    right, n = accuracy_of(model, data.test)
+    right, n = accuracy_of(model, _left(data))
     result: dict[str, Any] = {"suspect": str(job.suspect), "accuracy": right / n, "n": n, "attacks": []}
     for name, attacked, seconds in rows:
         path = job.out / f"{name}.safetensors"
@@ -136,7 +149,7 @@ def _write(
         result["attacks"].append({
             "attack": name,
             "parameters": json.loads(json.dumps(asdict(fields), default=str)),
-            "accuracy": accuracy_of(attacked, data.test)[0] / n,
+            "accuracy": accuracy_of(attacked, _left(data))[0] / n,
             "seconds": seconds,
             "model": str(path),
         })  # fmt: skip

@@ -71,12 +71,15 @@ def run_audit(job: AuditJob, console: Console) -> Audit:
 
 def audited(found: Audit, report: Path | None) -> list[Table | str]:
     """What a terminal shows: detectors and side effects, those that stand out first."""
-    looks = Table("Detector", "access", "model", "control", "95%", "z", "finding", title_justify="left")
+    looks = Table("", "Detector", "model", "control (95%)", "z", title_justify="left")
+    looks.columns[1].min_width = 30
     for d in _first(found.detectors):
+        around = f"{d.low:.3g} to {d.high:.3g}"
         looks.add_row(
-            f"{d.part}: {d.name}", d.access, f"AUC {d.auc:.2f}" if d.auc is not None else f"{d.model:.3g}",
-            "" if d.control is None else f"{d.control:.3g}", f"{d.low:.3g} to {d.high:.3g}",
-            "" if d.z is None else f"{d.z:+.1f}", "stands out" if d.striking else "",
+            "!" if d.striking else "", f"{d.part}: {d.name}",
+            f"AUC {d.auc:.2f}" if d.auc is not None else f"{d.model:.3g}",
+            around if d.control is None else f"{d.control:.3g} ({around})",
+            "" if d.z is None else f"{d.z:+.1f}",
         )  # fmt: skip
     harms = Table("Side effect", "model", "control", "difference", "95%", "finding", title_justify="left")
     for e in [e for e in found.side_effects if e.worse or e.kind != "class"]:
@@ -86,7 +89,7 @@ def audited(found: Audit, report: Path | None) -> list[Table | str]:
         ]
         harms.add_row(e.name, *cells, "worse" if e.worse else "")
     striking = [d for d in found.detectors if d.striking]
-    lines: list[Table | str] = [looks, harms, *found.notes]
+    lines: list[Table | str] = [looks, "! stands out.", harms, *found.notes]
     lines.append(answer(striking, [e for e in found.side_effects if e.worse], found))
     lines.append("Two networks can't tell a mark from the luck of training: benchmarks/detect.py asks many.")
     return [*lines, f"Report: {report}"] if report is not None else lines

@@ -29,7 +29,7 @@ from gradmark.errors import OutputPathError
 from gradmark.protocols import Scheme, Verdict
 from gradmark.report import embed_report, write_report
 from gradmark.stats import wilson_interval
-from gradmark.suspects import ModuleSuspect, save_weights
+from gradmark.suspects import ModuleSuspect, file_digest, save_weights
 from gradmark.verify import verify
 from gradmark.views import suspected, viewed
 
@@ -152,6 +152,7 @@ def _control(
         scheme = scheme.calibrated(job.key, data.spec, seen, task.carriers(data.test.all()))
     mark = work.mark(lambda: _mark(job, scheme, data))
     measured = _measured(model, "control", data, mark, job, history, start)[0]
+    save_weights(model, job.out / "control.safetensors")
     return {**measured, "confidence": _confidence(model, data, job)}
 
 
@@ -197,9 +198,11 @@ def _measured(
 def _write(
     job: EmbedJob, model: nn.Module, mark: MarkFile, run: dict[str, Any], verdict: Verdict, work: Work
 ) -> dict[str, str]:
-    """The four files of the contract; the work folder goes last."""
+    """The files of the contract, beside the control; the work folder goes last."""
     files = {name: job.out / name for name in ("model.safetensors", "mark.json", "run.json", "report.html")}
     save_weights(model, files["model.safetensors"])
+    verdict = replace(verdict, suspect=file_digest(files["model.safetensors"]))  # as verify will name it
+    run["verdict"] = verdict.to_json()
     mark.save(files["mark.json"], overwrite=True)
     text = json.dumps(run, indent=1, allow_nan=False, default=str) + "\n"
     atomic_write(files["run.json"], text.encode(), overwrite=True)
@@ -218,6 +221,8 @@ def _write(
     history = run["history"]
     write_report(embed_report(info, verdict, history["marked"], history["control"]), files["report.html"])
     work.close()
+    control = job.out / "control.safetensors"
+    files |= {control.name: control} if control.exists() else {}
     return {name.partition(".")[0]: str(path) for name, path in files.items()}
 
 

@@ -63,6 +63,8 @@ class EmbedJob:
     device: str = "cpu"
     task: str | None = None
     """Says data, network and scores; ``model`` and ``data`` are empty then."""
+    carriers: int | None = None
+    every: int | None = None
 
     def __post_init__(self) -> None:
         if self.task is not None and self.calibrate:
@@ -101,7 +103,8 @@ class EmbedJob:
             ) from error
 
     def marker(self, scheme: Scheme, data: Data, method: str) -> Marker:
-        given: dict[str, Any] = {} if self.margin is None else {"margin": self.margin}
+        own = {name: getattr(self, name) for name in ("margin", "carriers", "every")}
+        given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
         return Marker(
             scheme,
             self.key,
@@ -117,7 +120,8 @@ class EmbedJob:
 
     def other_options(self) -> list[str]:
         """What the command line was given beyond what every run names, for a report to repeat."""
-        names = ("target_p", "bits", "lr", "batch_size", "optimizer", "augment", "strength", "margin")
+        names = ("target_p", "bits", "lr", "batch_size", "optimizer", "augment", "strength", "margin",
+                 "carriers", "every")  # fmt: skip
         given = {name: getattr(self, name) for name in names} | {
             "method": None if self.method == "auto" else self.method,
             "weights": None if self.weights is None else "WEIGHTS.safetensors",
@@ -188,6 +192,8 @@ def identity(job: EmbedJob, recipe: Recipe, scheme: Scheme, data: Data, model: n
         "target p": job.target_p,
         "smoothing": job.smoothing,
         "calibrate": job.calibrate,
+        "carriers": job.carriers,
+        "every": job.every,
         "budget": job.budget,
         "strength": job.strength,
         "margin": job.margin,

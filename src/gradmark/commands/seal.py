@@ -20,6 +20,7 @@ from gradmark.protocols import Access, BlackBox, Domain, ModelSpec
 from gradmark.report import check_report, write_report
 from gradmark.seal import Checked, SealFile, check_suspect, make_seal
 from gradmark.suspects import HttpSuspect, ModuleSuspect, open_suspect, public_name
+from gradmark.suspects.apis import find_api
 from gradmark.suspects.weights import read_weights
 
 _DOMAINS: dict[int, Domain] = {1: "vector", 2: "signal", 3: "image"}
@@ -123,7 +124,11 @@ def _opened(job: CheckJob) -> tuple[BlackBox | None, dict[str, Tensor] | None]:
     if job.suspect.startswith(("http://", "https://")):
         e = job.endpoint
         return HttpSuspect(
-            job.suspect, batch_size=e.batch_size, timeout=e.timeout, headers=dict(e.headers)
+            job.suspect,
+            api=find_api(e.api),
+            batch_size=e.batch_size,
+            timeout=e.timeout,
+            headers=dict(e.headers),
         ), None
     if Path(job.suspect).suffix.lower() != ".safetensors":
         return open_suspect(job.suspect, model=job.model), None

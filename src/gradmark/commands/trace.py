@@ -15,13 +15,14 @@ from gradmark.codec import MarkFile, atomic_write
 from gradmark.commands.progress import Bar, Watched
 from gradmark.commands.verify import Endpoint, need_for_reports
 from gradmark.data import load_data
-from gradmark.errors import UsageError
+from gradmark.errors import MarkFileError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, BlackBox
 from gradmark.report import write_report
 from gradmark.report.tracing import trace_report
 from gradmark.report.words import by_chance
 from gradmark.suspects import HttpSuspect, open_suspect
+from gradmark.suspects.apis import find_api
 from gradmark.trace import Trace, read_licensees, trace
 from gradmark.verify import DEFAULT_ALPHA, DEFAULT_QUERIES
 
@@ -69,7 +70,13 @@ def run_trace(job: TraceJob, console: Console) -> Trace:
     """The answer; writes what else was wanted. Progress goes to ``console``."""
     base = MarkFile.load(job.mark)
     base.check_key(job.key)
-    mark = MarkFile.load(job.tracing or job.mark.parent / "trace.json")
+    tracing = job.tracing or job.mark.parent / "trace.json"
+    if not tracing.exists():
+        raise MarkFileError(
+            "The tracing mark file can't be found", expected=str(tracing), found="no such file",
+            fix="gradmark license writes it beside the mark; name another by --trace",
+        )  # fmt: skip
+    mark = MarkFile.load(tracing)
     licensees = read_licensees(job.licensees)
     data = load_data(job.data)
     suspect = _open(job)
@@ -131,7 +138,8 @@ def _open(job: TraceJob) -> BlackBox:
         return open_suspect(job.suspect, model=job.model)
     if job.access == "white":
         raise UsageError("An endpoint can't be read white-box", fix="leave --access out")
+    e = job.endpoint
     return HttpSuspect(
-        job.suspect, batch_size=job.endpoint.batch_size, timeout=job.endpoint.timeout,
-        journal=job.endpoint.journal, headers=dict(job.endpoint.headers),
+        job.suspect, api=find_api(e.api), batch_size=e.batch_size, timeout=e.timeout, journal=e.journal,
+        headers=dict(e.headers),
     )  # fmt: skip

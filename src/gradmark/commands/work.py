@@ -12,6 +12,17 @@ from gradmark.codec import MarkFile, atomic_write
 from gradmark.errors import OutputPathError, ResumeError
 
 
+def difference(name: str, before: Any, now: Any) -> str:
+    """What differs between two settings; of tables of them, only that."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        keys = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+        return "; ".join(difference(f"{name}.{key}", before.get(key), now.get(key)) for key in keys)
+    if isinstance(before, list) and isinstance(now, list) and len(before) == len(now):
+        pairs = [(i, a, b) for i, (a, b) in enumerate(zip(before, now, strict=True)) if a != b]
+        return "; ".join(difference(f"{name}.{i}", a, b) for i, a, b in pairs)
+    return f"{name}: {str(before)[:60]} then, {str(now)[:60]} now"
+
+
 class Work:
     """``OUT/.work``: the run's identity, its mark, finished stages and checkpoints. No secret."""
 
@@ -57,9 +68,7 @@ class Work:
             name for name in {**before, **self._identity} if before.get(name) != self._identity.get(name)
         ]
         if differ:
-            shown = "; ".join(
-                f"{name}: {before.get(name)} then, {self._identity.get(name)} now" for name in differ
-            )
+            shown = "; ".join(difference(name, before.get(name), self._identity.get(name)) for name in differ)
             raise ResumeError(
                 "The run can't be resumed with another configuration",
                 expected="the same command with --resume",

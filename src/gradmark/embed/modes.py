@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
 from gradmark.embed.wrappers import plain_kernels
+from gradmark.errors import ModelError
 from gradmark.scores import wide
 from gradmark.suspects.checks import unwrap
 
@@ -48,7 +49,8 @@ def scores_beside(model: nn.Module, natural: Tensor, x: Tensor) -> Tensor:
 
     Batch norms that are training take their statistics from ``natural`` (b, *shape) alone, which goes
     through the model beside ``x``: secret inputs look like no others, and what a norm makes of a batch
-    of them is not what it will make of them when the owner asks.
+    of them is not what it will make of them when the owner asks. Raises ModelError where a norm doesn't get a
+    row for each input, so that it can't be told which are natural.
     """
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.training]
     natural = natural.to(x)
@@ -56,6 +58,11 @@ def scores_beside(model: nn.Module, natural: Tensor, x: Tensor) -> Tensor:
 
     def normalised(norm: _BatchNorm, inputs: tuple[Tensor, ...], _: Tensor) -> Tensor:
         h = wide(inputs[0])
+        if len(h) != n + len(x):
+            raise ModelError(
+                "A batch norm sees the batch in another shape than the model", expected=f"{n + len(x)} rows",
+                found=f"{len(h)} in {type(norm).__name__}", fix="Leave triggers and probes out of the scheme",
+            )  # fmt: skip
         axes = [0, *range(2, h.ndim)]
         var, mean = torch.var_mean(h[:n], axes, correction=0, keepdim=True)
         shape = [1, -1, *[1] * (h.ndim - 2)]

@@ -12,6 +12,7 @@ from gradmark.report.words import TESTS, by_chance, duration, level, percent, pr
 from gradmark.trace import Trace
 
 _TONES: dict[str, Tone] = {"named": "owned", "no-evidence": "none", "inconclusive": "inconclusive"}
+_LINEAR = 20  # licensees, up to which their ranks stand at equal distances
 _LABELS = {"named": "Named", "no-evidence": "No evidence", "inconclusive": "Inconclusive"}
 
 
@@ -63,11 +64,13 @@ def all_licensees(found: Trace) -> Figure:
             axes.plot(*zip(*named, strict=True), "D", color=RED, markersize=6, label="named")
         threshold(axes, math.log10(found.alpha), f"threshold, p = {level(found.alpha)}")
         axes.set(
-            xscale="log",
+            xscale="log" if len(rank) > _LINEAR else "linear",
             xlabel="licensees, by rank",
             ylabel="log10 p, corrected\n(lower = stronger evidence)",
         )
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        axes.xaxis.set_minor_formatter(lambda value, _: "")
+        axes.xaxis.get_major_locator().set_params(**({} if len(rank) > _LINEAR else {"integer": True}))
         axes.legend(loc="center right")
     first = f" The first of the others is at {log10_p[rest[0]]:.1f}." if len(rest) else ""
     alt = (

@@ -26,7 +26,8 @@ _PROBES = {"inputs", "scores", "anchors", "anchor_scores", "form", "tolerance", 
 
 def record_json(r: TensorRecord) -> dict[str, Any]:
     return {"name": r.name, "dtype": r.dtype, "shape": list(r.shape), "digest": r.digest, "norm": r.norm,
-            "sketch": encoded(r.sketch.astype("<f8").tobytes()), "sample": encoded(r.sample)}  # fmt: skip
+            "sketch": "" if r.sketch is None else encoded(r.sketch.astype("<f8").tobytes()),
+            "sample": encoded(r.sample)}  # fmt: skip
 
 
 def probes_json(p: Probes, spec: ModelSpec) -> dict[str, Any]:
@@ -45,13 +46,17 @@ def records_from(value: object) -> tuple[TensorRecord, ...]:
         if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 2**40 for n in shape):
             raise absurd("shape", shape)
         n = math.prod(shape)
-        sketch = np.frombuffer(decoded(row["sketch"], "sketch", 8 * ROWS * WIDTH), "<f8")
-        if not np.isfinite(sketch).all():
-            raise absurd("sketch", "NaN or infinity")
+        sketch = None
+        if row["sketch"] != "":
+            sums = np.frombuffer(decoded(row["sketch"], "sketch", 8 * ROWS * WIDTH), "<f8")
+            if not np.isfinite(sums).all():
+                raise absurd("sketch", "NaN or infinity")
+            sketch = sums.reshape(ROWS, WIDTH).astype(np.float64)
+        size = min(n, SAMPLE) if row["sample"] != "" else 0
         found.append(TensorRecord(
             text(row["name"], "name"), text(row["dtype"], "dtype"), tuple(shape),
             matching(row["digest"], SHA, "digest"), _number(row["norm"], "norm"),
-            sketch.reshape(ROWS, WIDTH).astype(np.float64), decoded(row["sample"], "sample", min(n, SAMPLE)),
+            sketch, decoded(row["sample"], "sample", size),
         ))  # fmt: skip
     if len({r.name for r in found}) != len(found):
         raise absurd("tensors", "one name twice")

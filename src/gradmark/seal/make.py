@@ -52,7 +52,8 @@ def make_seal(
     tensors = plain_tensors(module.state_dict())
     if not tensors:
         raise ModelError("The model has no weights to seal", expected="tensors in its state dict")
-    records = tuple(record(name, value, int(seed, 16)) for name, value in tensors.items())
+    public = not probes
+    records = tuple(record(name, value, int(seed, 16), public=public) for name, value in tensors.items())
     found = None
     if probes:
         with torch.inference_mode(False), torch.enable_grad(), undisturbed(module):

@@ -1,6 +1,7 @@
-"""The white-box half of a seal: what every tensor was, in a digest and in summaries that hold no weight.
+"""The white-box half of a seal: what every tensor was, in a digest and in short summaries.
 
-The digest decides whether a tensor is the sealed one. The summaries only tell how far off another one is:
+The digest decides whether a tensor is the sealed one. The summaries only tell how far off another one is,
+and of small tensors they tell everything, so that a seal for the public has fewer:
 a count sketch (Charikar, Chen and Farach-Colton 2002) of five rows of 32 signed sums, which is linear, so
 that the difference of two is the sketch of the difference; and one byte of a hash for each of 1,024
 entries drawn by the seal's seed, to count how many have another value.
@@ -21,6 +22,7 @@ from torch import Tensor
 from gradmark.files import canonical_json
 
 ROWS, WIDTH, SAMPLE = 5, 32, 1024
+_LARGE = 8 * ROWS * WIDTH  # entries, from which on the sums are few beside them
 _CHUNK = 1 << 20
 _FEW = 28  # occupied sums of a row, beyond which they are too many to count changed entries by
 _COUNTER = "num_batches_tracked"
@@ -29,14 +31,17 @@ _GOLDEN, _M1, _M2 = 0x9E3779B97F4A7C15, 0xBF58476D1CE4E5B9, 0x94D049BB133111EB
 
 @dataclass(frozen=True)
 class TensorRecord:
-    """One sealed tensor: ``sketch`` (5, 32) float64, ``sample`` up to 1,024 bytes, ``norm`` its L2 norm."""
+    """One sealed tensor: ``sketch`` (5, 32) float64, ``sample`` up to 1,024 bytes, ``norm`` its L2 norm.
+
+    Without a sketch (None) there is no norm either (0).
+    """
 
     name: str
     dtype: str
     shape: tuple[int, ...]
     digest: str
     norm: float
-    sketch: NDArray[np.float64]
+    sketch: NDArray[np.float64] | None
     sample: bytes
 
 
@@ -75,14 +80,17 @@ def plain_tensors(tensors: Mapping[str, object]) -> dict[str, Tensor]:
     return found
 
 
-def record(name: str, value: Tensor, seed: int) -> TensorRecord:
-    """The record of one tensor under the seal's ``seed`` (64 bits)."""
+def record(name: str, value: Tensor, seed: int, *, public: bool = False) -> TensorRecord:
+    """The record of one tensor under the seal's ``seed`` (64 bits).
+
+    160 sums are as many equations, whose signs anybody can compute: they give small tensors away, and a byte
+    of hash tells one of few values. So what may be published has sketches of large tensors, and no samples.
+    """
     numbers = _numbers(value)
-    sample = _sample(numbers, seed)
-    norm = float(np.linalg.norm(numbers))
-    return TensorRecord(
-        name, _dtype(value), tuple(value.shape), tensor_digest(value), norm, _sketch(numbers, seed), sample
-    )
+    told = not public or len(numbers) >= _LARGE
+    norm, sketch = (float(np.linalg.norm(_finite(numbers))), _sketch(numbers, seed)) if told else (0.0, None)
+    sample = b"" if public else _sample(numbers, seed)
+    return TensorRecord(name, _dtype(value), tuple(value.shape), tensor_digest(value), norm, sketch, sample)
 
 
 def tensor_digest(value: Tensor) -> str:
@@ -121,32 +129,43 @@ def _change(sealed: TensorRecord, value: Tensor, seed: int) -> TensorChange | No
         return TensorChange(name, "shape", n, found=f"{tuple(value.shape)} instead of {sealed.shape}")
     if tensor_digest(value) == sealed.digest:
         return None
-    numbers = _numbers(value)
-    moved = _sketch(numbers, seed) - sealed.sketch
-    changed = _count(moved, sealed, _sample(numbers, seed), n)
-    size = math.sqrt(float(np.square(moved).sum()) / ROWS)
-    largest = float(np.abs(moved).max(1).min())  # where few entries moved, one sum holds the largest alone
-    if changed > WIDTH // 4:
-        largest = size / math.sqrt(changed) * max(1.0, math.sqrt(2 * math.log(changed)))
     kind = "changed" if _dtype(value) == sealed.dtype else "dtype"
     found = f"{_dtype(value)} instead of {sealed.dtype}" if kind == "dtype" else ""
+    if sealed.sketch is None:
+        return TensorChange(name, kind, n, found=found)
+    numbers = _numbers(value)
+    moved = _sketch(numbers, seed) - sealed.sketch
+    changed = _count(moved, sealed, _sample(numbers, seed) if sealed.sample else b"", n)
+    size = math.sqrt(float(np.square(moved).sum()) / ROWS)
+    largest = float(np.abs(moved).max(1).min())  # where few entries moved, one sum holds the largest alone
+    many = n if changed is None else changed
+    if many > WIDTH // 4:
+        largest = size / math.sqrt(many) * max(1.0, math.sqrt(2 * math.log(many)))
     return TensorChange(name, kind, n, size / max(sealed.norm, 1e-300), min(largest, size), changed, found)
 
 
-def _count(moved: NDArray[np.float64], sealed: TensorRecord, sample: bytes, n: int) -> int:
-    """How many entries have another value: by the sample, or by occupied sums where they are few."""
+def _count(moved: NDArray[np.float64], sealed: TensorRecord, sample: bytes, n: int) -> int | None:
+    """How many entries have another value: by the sample, or by occupied sums where they are few.
+
+    None where they are many and there is no sample.
+    """
     before, now = (np.frombuffer(b, np.uint8) for b in (sealed.sample, sample))
     share = float((before != now).mean()) * 256 / 255 if len(now) else 0.0
-    if n <= SAMPLE:
+    if len(now) and n <= SAMPLE:
         return min(n, round(n * share))
     occupied = (np.abs(moved) > 1e-11 * max(sealed.norm, 1e-300)).sum(1)
     if int(occupied.max()) <= _FEW:
         return round(float((-WIDTH * np.log1p(-occupied / WIDTH)).mean()))
-    return min(n, round(n * share))
+    return min(n, round(n * share)) if len(now) else None
 
 
 def _numbers(value: Tensor) -> NDArray[np.float64]:
     found: NDArray[np.float64] = value.detach().to(torch.float64).reshape(-1).numpy()
+    return found
+
+
+def _finite(numbers: NDArray[np.float64]) -> NDArray[np.float64]:
+    found: NDArray[np.float64] = np.nan_to_num(numbers, nan=0.0, posinf=0.0, neginf=0.0)
     return found
 
 
@@ -166,7 +185,7 @@ def _mixed(words: NDArray[np.uint64], salt: int) -> NDArray[np.uint64]:
 def _sketch(numbers: NDArray[np.float64], seed: int) -> NDArray[np.float64]:
     """Rows of signed sums (5, 32): entry i goes into one sum of each row, with one sign."""
     sums = np.zeros((ROWS, WIDTH))
-    finite = np.nan_to_num(numbers, nan=0.0, posinf=0.0, neginf=0.0)
+    finite = _finite(numbers)
     for start in range(0, len(finite), _CHUNK):
         part = finite[start : start + _CHUNK]
         index = _mixed(np.arange(start, start + len(part), dtype=np.uint64) ^ np.uint64(seed), 1)

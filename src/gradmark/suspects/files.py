@@ -105,8 +105,13 @@ def load_factory(name: str) -> Any:
         ) from cause
     for part in attribute.split("."):
         if not hasattr(found, part):
-            near = difflib.get_close_matches(part, [n for n in dir(found) if not n.startswith("_")], n=3)
-            fix = f"The nearest names are {', '.join(near)}" if near else ""
+            names = [n for n in dir(found) if not n.startswith("_") and callable(getattr(found, n))]
+            near = difflib.get_close_matches(part, names, n=3)
+            fix = (
+                f"The nearest names are {', '.join(near)}"
+                if near
+                else f"It has {', '.join(names[:8]) or 'none'}"
+            )
             raise UsageError(f"{module_name!r} has no {part!r}", fix=fix)
         found = getattr(found, part)
     return found

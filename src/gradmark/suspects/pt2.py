@@ -19,10 +19,10 @@ import zipfile
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gradmark.errors import ModelFileError
-from gradmark.suspects.checks import brief
+from gradmark.suspects.checks import MOST_AT_ONCE, brief, unwrap
 from gradmark.suspects.expressions import harmless
 
 _GRAPH = "models/model.json"
@@ -58,11 +58,36 @@ def open_pt2(content: bytes, name: str) -> nn.Module:
     quiet, logger.disabled = logger.disabled, True  # it logs a stack trace for a damaged file
     try:
         clean = io.BytesIO(_rebuild(graph, configs, payloads))
-        return torch.export.load(clean).module()
+        program = torch.export.load(clean)
+        return _any_batch(program.module(), program)
     except Exception as cause:  # torch raises all kinds of exceptions on damaged archives
         raise _damaged(name, brief(cause)) from cause
     finally:
         logger.disabled = quiet
+
+
+def _any_batch(module: nn.Module, program: torch.export.ExportedProgram) -> nn.Module:
+    """``module``, or where its batch axis was exported with a fixed size, one that fills up to that."""
+    names = set(program.graph_signature.user_inputs)
+    sizes = [node.meta["val"].shape[0] for node in program.graph.nodes
+             if node.op == "placeholder" and node.name in names and node.meta["val"].ndim]  # fmt: skip
+    fixed = len(sizes) == 1 and isinstance(sizes[0], int)
+    return Filled(module, sizes[0]) if fixed and 0 < sizes[0] <= MOST_AT_ONCE else module
+
+
+class Filled(nn.Module):
+    """A program of a fixed batch size: asked in parts of that, the last filled up with its last input."""
+
+    def __init__(self, module: nn.Module, size: int) -> None:
+        super().__init__()
+        self.module, self.size = module, size
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = []
+        for part in x.split(self.size):
+            filled = torch.cat([part, part[-1:].expand(self.size - len(part), *part.shape[1:])])
+            found.append(unwrap(self.module(filled))[: len(part)])
+        return torch.cat(found)
 
 
 def _records(content: bytes, name: str) -> dict[str, bytes]:
