@@ -16,11 +16,12 @@ from gradmark.bench.attacks import Configured, select, standard
 from gradmark.bench.cells import finished, removal
 from gradmark.bench.experiment import BUILT_IN, blends, find_experiment
 from gradmark.bench.run import run_suite
+from gradmark.bench.store import Wanted, about
 from gradmark.bench.suite import Entry, Suite, find_suite
 from gradmark.bench.table import gather, markdown
 from gradmark.embed import Recipe
 from gradmark.embed.train import augmented, train
-from gradmark.errors import DataError, UnknownNameError, UsageError
+from gradmark.errors import DataError, ResumeError, UnknownNameError, UsageError
 from gradmark.report.bench_plots import heatmap, pareto, thiefs_front
 from gradmark.tasks.speech import SpeechNet, speech_other
 from tiny import net
@@ -134,6 +135,12 @@ def test_other_settings_are_noticed(
     network.write_bytes(weights)
     changed = find_suite(str(suite_file)).units("half")[0]
     assert finished(changed, out)
+    for other in ({"queries": 300}, {"wrong_keys": 1}):
+        assert not finished(type(changed)(**{**vars(changed), **other}), out)
+    noise = Configured("half", "noise", {"fraction": 0.5})
+    assert not finished(type(changed)(**{**vars(changed), "attack": noise}), out)
+    hurried = Configured("half", "prune", {"fraction": 0.5}, owners=True)
+    assert not finished(type(changed)(**{**vars(changed), "attack": hurried}), out)
     stronger = Configured("half", "prune", {"fraction": 0.6})
     assert not finished(type(changed)(**{**vars(changed), "attack": stronger}), out)
 
@@ -305,6 +312,27 @@ def test_units_of_a_suite_in_python() -> None:
         "digits/filter-gradient/none-0",
         "digits/filter-gradient/none-1",
     ]
+
+
+def test_a_task_may_call_itself_as_it_likes(tmp_path: Path) -> None:
+    path = tmp_path / "named.toml"
+    path.write_text(TOML.replace("benched:experiment", "benched:renamed"))
+    result = gradmark("bench", path, "--out", tmp_path / "out", "--only", "none", "--json")
+    assert result.code == 0, result.err
+    assert result.json()["done"]["units"] == 1
+
+
+def test_weights_that_were_replaced_are_noticed(ran: tuple[Path, dict[str, Any]]) -> None:
+    folder = ran[0] / "networks"
+    wanted = Wanted("benched:experiment", "control", 3)
+    path = folder / f"{wanted.name}.safetensors"
+    weights = path.read_bytes()
+    try:
+        path.write_bytes((folder / "benched_experiment-ours-3.safetensors").read_bytes())
+        with pytest.raises(ResumeError, match="isn't the network"):
+            about(wanted, folder)
+    finally:
+        path.write_bytes(weights)
 
 
 def test_attack_command(tmp_path: Path) -> None:

@@ -211,6 +211,33 @@ def test_foreign_and_moved_stamps_are_refused(authority: Authority, tmp_path: Pa
     assert failed(junk.checks) == {"time"}
 
 
+def test_what_is_added_to_a_good_stamp_changes_nothing(authority: Authority, tmp_path: Path) -> None:
+    """Stamps lie outside of the signature, so anybody can add some to a copy."""
+    trusted = load_certificates(authority.ca)
+    good = request_stamp(authority.url, FILE.stamped)
+    with running(tmp_path / "other", "Another authority") as unknown:
+        foreign = request_stamp(unknown.url, FILE.stamped)
+    for more in (b"junk", foreign):
+        found = check_claim(FILE.with_stamp(good).with_stamp(more), trusted=trusted)
+        assert found.valid
+        assert found.attested is not None
+    time.sleep(1.1)  # stamps are whole seconds
+    later = ClaimFile.sign(KEY, Claim.create(KEY, MARK, made=WHEN + timedelta(days=1)))
+    later = later.with_stamp(request_stamp(authority.url, later.stamped))
+    earlier = FILE.with_stamp(good).with_stamp(b"junk")
+    assert failed(check_claim(later, trusted=trusted, against=earlier).checks) == {"earlier"}
+
+
+def test_whose_signature_it_is_is_shown() -> None:
+    """Anybody can sign under Acme's name over Acme's public mark: the signer tells them apart."""
+    forger = OwnerKey.from_seed(77, KEY.owner)
+    forged = rewritten({}, key=forger)
+    found = check_claim(forged)
+    assert found.valid
+    assert found.to_json()["signer"] == forged.signer != FILE.signer
+    assert forged.signer in found.checks[0].found
+
+
 def test_an_authority_that_lies_is_noticed_at_once(authority: Authority) -> None:
     old = request_stamp(authority.url, FILE.stamped)
     for answer, words in ((old, "something else"), (b"", "can't be read"), (b"x" * (2 << 20), "too big")):
@@ -362,6 +389,12 @@ def test_the_judge_needs_the_opening_alone(case: Path) -> None:
     assert "vouches" not in page
     secret = json.loads((case / "opening.json").read_text())["key"]["secret"]
     assert secret not in page + found.out
+    assert "Proven" in page
+    assert "--innocent INNOCENT" in page
+    accused = judge(case, "innocent.safetensors", "--innocent", case / "marked.safetensors", "--json",
+                    "--report", case / "refused.html")  # fmt: skip
+    assert (accused.code, accused.json()["outcome"]) == (1, "refused")
+    assert "The same test accuses" in (case / "refused.html").read_text()
     none = judge(case, "innocent.safetensors", "--json")
     assert (none.code, none.json()["outcome"]) == (1, "no-evidence")
 

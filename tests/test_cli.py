@@ -23,7 +23,9 @@ from commandline import gradmark, refused
 from gradmark import catalog
 from gradmark.cli import app
 from gradmark.commands.job import SMOOTHING
+from gradmark.commands.verify import parse_headers
 from gradmark.endpoint import serve
+from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
 from gradmark.suspects import ModuleSuspect, load_weights
 
@@ -196,3 +198,30 @@ def test_the_readmes_commands(root: Path, tmp_path: Path, monkeypatch: pytest.Mo
     run(lines[9])
     run_json = json.loads((tmp_path / "signed" / "run.json").read_text())
     assert run_json["verdict"]["log10_p"] < -12
+
+
+def test_leaving_a_prompt_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Exit code 1 would say: no evidence."""
+    import typer
+
+    def leave(*_: Any) -> str:
+        raise typer.Abort
+
+    monkeypatch.setattr("gradmark.commands.keygen.open_key", leave)
+    result = gradmark("verify", "x.pt2", "--key", "k", "--mark", "m", "--data", "digits", "--json")
+    assert (result.code, result.json()["type"]) == (2, "Interrupted")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_holds_no_pictures(name: str) -> None:
+    shown = gradmark(name, "--help").out
+    assert [c for c in shown if ord(c) > 0x2FFF] == []
+
+
+def test_headers_that_http_forbids_are_refused_unshown(tmp_path: Path) -> None:
+    for value in ("se\x00cret", "schlüssel"):
+        path = tmp_path / "headers"
+        path.write_text(f"Authorization: Bearer {value}")
+        with pytest.raises(UsageError, match="printable ASCII") as caught:
+            parse_headers([f"@{path}"])
+        assert value not in str(caught.value)

@@ -95,6 +95,19 @@ def test_a_resumed_run_goes_on_to_the_same_penalties() -> None:
     assert loop(other, again, 29, start=41) == expected[41:]
 
 
+def test_a_state_that_was_only_loaded_is_saved_whole() -> None:
+    """Interrupted again before the head was asked: its layer must not be lost."""
+    head, model = NewHead(0), net()
+    asked(head, model, 5)
+    for _ in range(2):
+        again = NewHead(0)
+        again.load_state_dict(head.state_dict())
+        head = again
+    assert head.state_dict()["layer"].keys() == {"weight", "bias"}
+    assert asked(head, model, 20)  # and it can be asked
+    assert head.age == 25
+
+
 def test_the_models_own_last_layer_comes_first() -> None:
     """While most of the margin is unmet in it, no penalty goes through another."""
     far = marker(margin=50.0)

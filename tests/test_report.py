@@ -31,6 +31,7 @@ from gradmark.report import (
 )
 from gradmark.report.words import odds, probability
 from gradmark.stats import run_test
+from gradmark.verify import judge
 
 HOSTILE = '<script>alert(1)</script>"\'&{{ 7*7 }} #panic("x") $\\frac$ *b* _i_ \u202eevil'
 SVG = "{http://www.w3.org/2000/svg}"
@@ -380,3 +381,12 @@ def test_odds_never_overstate() -> None:
     assert odds(-18.2) == "fewer than 1 of 10¹⁸"
     assert odds(-18.0) == "fewer than 1 of 10¹⁷"
     assert odds(0.0) == "about 100 of 100"
+
+
+def test_the_curve_of_several_parts_ends_where_the_verdict_stands() -> None:
+    r = reading(queries=512)
+    r = replace(r, parts=(len(r.values) // 2, len(r.values) - len(r.values) // 2))
+    verdict = judge(
+        r, "signed-rank", scheme="ensemble", mark="", suspect="", alpha=1e-6, keys_tried=3, seconds=0
+    )
+    assert plots().history_curve(r, "signed-rank", 3)[-1] == (512, pytest.approx(verdict.log10_p))

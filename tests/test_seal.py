@@ -6,7 +6,9 @@ import base64
 import contextlib
 import copy
 import json
+import math
 import random
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -394,6 +396,34 @@ def test_check_tells_which_tensor(folder: Path) -> None:
     found = gradmark("check", folder / "changed.safetensors", "--seal", folder / "m.seal", "--json").json()
     (row,) = found["tensors"]
     assert (row["name"], row["changed"], row["kind"]) == ("3.weight", 1, "changed")
+
+
+def test_a_seal_for_the_public_gives_no_small_tensor_away(folder: Path) -> None:
+    """160 sums with public signs are equations: of 64 unknowns they leave none."""
+    public, private = (SealFile.load(folder / name) for name in ("public.seal", "m.seal"))
+    for sealed, model in zip(public.tensors, private.tensors, strict=True):
+        assert sealed.sample == b""
+        assert (sealed.sketch is None) == (math.prod(sealed.shape) < 1280)
+        assert sealed.norm == (0.0 if sealed.sketch is None else model.norm)
+        assert model.sketch is not None
+    again = SealFile.from_bytes(public.to_bytes())
+    assert again.to_bytes() == public.to_bytes()
+
+
+def test_infinite_buffers_can_be_sealed() -> None:
+    found = record("mask", torch.tensor([0.0, -math.inf, 1.0]), 1)
+    assert found.norm == 1.0
+
+
+def test_answers_without_scores_prove_nothing() -> None:
+    """An API that hides every class agrees with any seal, and so with none."""
+    seal = SealFile.from_bytes((GOLDEN / "seal-v1.json").read_bytes())
+    assert seal.probes is not None
+    five = {name: getattr(seal.probes, name)[:, :5] for name in ("scores", "anchor_scores")}
+    hidden = CallableSuspect(lambda x: torch.zeros(len(x), 5), name="api")
+    found = check(replace(seal, probes=replace(seal.probes, **five)), hidden)
+    assert (found.outcome, found.modified) == ("inconclusive", None)
+    assert "without a score" in found.reason
 
 
 def test_a_seal_without_probes_needs_weights(folder: Path) -> None:

@@ -46,3 +46,18 @@ def test_where_there_is_no_such_layer_or_confidence_the_reason_is_given() -> Non
         temper(Probabilities(), TRAIN, 0.5)
     with pytest.raises(ModelError, match="No temperature"):
         temper(DigitsMLP(), TRAIN, 0.01)
+
+
+def test_a_layer_whose_weights_work_elsewhere_too_is_refused() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(64, 64), nn.Linear(64, 64)
+            self.two.weight = self.one.weight
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            found: torch.Tensor = self.two(self.one(x.flatten(1)).relu())
+            return found
+
+    with pytest.raises(ModelError, match="weights of its own"):
+        temper(Tied(), TRAIN, 0.5)

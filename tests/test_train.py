@@ -88,6 +88,8 @@ def test_a_foreign_checkpoint_is_refused(tmp_path: Path, monkeypatch: pytest.Mon
     for stage, recipe in (("control", RECIPE), ("marked", Recipe(epochs=4, batch_size=50))):
         with pytest.raises(ResumeError, match="another run"):
             train(fresh(), DATA, recipe, stage=stage, checkpoint=path)
+    with pytest.raises(ResumeError, match="another identity"):
+        train(fresh(), DATA, RECIPE, checkpoint=path, identity="another key")
     whole = path.read_bytes()
     for content in (b"", b"text", whole[:200], whole[: len(whole) // 2]):
         path.write_bytes(content)

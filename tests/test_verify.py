@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from conformance import CARRIERS, CLASSES, KEY, SPECS, mark_file, network, pool, trained, white
+from gradmark.codec import MarkFile
 from gradmark.endpoint import serve
 from gradmark.errors import MarkFileError, MismatchError, ModelError, UnknownNameError, UsageError
 from gradmark.keys import OwnerKey
@@ -353,3 +354,27 @@ def test_probabilities_read_white_box_as_their_logits_do() -> None:
 
 def test_the_network_has_its_classes() -> None:
     assert SPECS[DOMAIN].n_classes == CLASSES == marked()(pool(DOMAIN)[0][:1]).shape[1]
+
+
+@pytest.mark.parametrize("change", [lambda x: 255 * x, lambda x: (x - 0.5) / 0.25, lambda x: -x])
+def test_data_of_another_range_are_refused(change: Any) -> None:
+    """Pixels of 0 to 255, or normalised ones: a data mistake must not look like no evidence."""
+    x, labels = pool(DOMAIN)
+    with pytest.raises(MismatchError, match="Expected 0 to 1"):
+        verify(mark_file(NAME, DOMAIN), KEY, white(marked()), (change(x), labels))
+
+
+def test_what_was_allowed_is_told_beside_what_was_sent() -> None:
+    file = mark_file(NAME, DOMAIN)
+    verdict = verify(file, KEY, white(marked()), pool(DOMAIN), access="black", queries=1001)
+    assert verdict.queries <= verdict.queries_allowed == 1001
+    again = verify(file, KEY, white(marked()), pool(DOMAIN), access="black", queries=verdict.queries_allowed)
+    assert again.log10_p == verdict.log10_p
+
+
+def test_a_hostile_marks_secrets_are_never_drawn() -> None:
+    """Its data don't fit: that is seen before anything of its absurd size is made."""
+    huge = replace(SPECS[DOMAIN], input_shape=(1, 46000, 46000))
+    file = MarkFile.create(KEY, "trigger", {}, huge, "signed-rank", CARRIERS)
+    with pytest.raises(MismatchError, match="data doesn't fit"):
+        verify(file, KEY, white(marked()), pool(DOMAIN))

@@ -13,6 +13,7 @@ from gradmark import catalog
 from gradmark.errors import AttackError, UsageError
 from gradmark.protocols import Thief
 from gradmark.suspects.module import weights_digest
+from gradmark.thief import last_layer
 
 THIEF = Thief(SPECS["grey"], *inputs("grey", 120, seed=0), batch_size=40)
 
@@ -167,3 +168,32 @@ def test_torchao_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(__import__("sys").modules, "torchao.quantization", None)
     with pytest.raises(AttackError, match="pip install"):
         attacked("torchao-int8", network("grey"))
+
+
+class Tied(nn.Module):
+    """Two layers that are one, registered behind the head that is asked last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.one, self.two = nn.Linear(20, 10), nn.Linear(20, 20), nn.Linear(20, 20)
+        self.two.weight = self.one.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.head(self.two(self.one(x)))
+        return found
+
+
+def test_tied_weights_are_averaged_once() -> None:
+    ours, theirs = Tied(), Tied()
+    thief = Thief(SPECS["vector"], *inputs("vector", 40, seed=0), sibling=theirs)
+    mixed = attacked("average", ours, thief, share=0.5)
+    torch.testing.assert_close(mixed.one.weight, (ours.one.weight + theirs.one.weight) / 2)
+
+
+def test_the_head_is_what_answers_and_not_what_was_registered_last() -> None:
+    model, thief = Tied(), Thief(SPECS["vector"], *inputs("vector", 60, seed=0))
+    assert last_layer(model, thief) is model.head
+    retrained = attacked("rtll", model, thief, epochs=1)
+    assert torch.equal(retrained.one.weight, model.one.weight)
+    assert not torch.equal(retrained.head.weight, model.head.weight)
+    assert last_layer(nn.Sequential(model, nn.Softmax(1)), thief) is model.two, "nobody answers: the last one"

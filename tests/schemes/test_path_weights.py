@@ -312,3 +312,12 @@ def test_in_an_ensemble_a_stranger_of_another_architecture_is_read_by_the_other_
     contrasts, paths = reading.values.split(list(reading.parts))
     assert contrasts.abs().min() > 0
     assert not paths.any()
+
+
+def test_folding_moves_nothing_whatever_a_norm_adds_to_its_variance() -> None:
+    model, scheme = lived(nn.Sequential(Block(1, 4, 1), nn.Flatten())), PathWeights(16)
+    for norm in (model[0].bn1, model[0].bn2):
+        norm.eps = 0.05
+    folded = catalog.attack("fold").run(model, thief(), torch.Generator())
+    torch.testing.assert_close(folded(X), model(X), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(read(folded, scheme), read(model, scheme), rtol=1e-4, atol=1e-5)

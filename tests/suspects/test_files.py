@@ -450,6 +450,47 @@ def test_damaged_archives_are_refused_with_our_error(exported: Path, tmp_path: P
             pass
 
 
+def test_a_fixed_batch_is_filled_up(tmp_path: Path) -> None:
+    model = small().eval()
+    for size in (1, 3, 5):
+        path = tmp_path / f"{size}.pt2"
+        torch.export.save(torch.export.export(model, (X[:size],)), path)
+        suspect = open_suspect(path)
+        torch.testing.assert_close(suspect.query(X), model(X).detach())
+        assert isinstance(suspect, ModuleSuspect)
+        torch.testing.assert_close(
+            suspect.vjp(X, torch.ones(5, 3)), open_suspect(model).vjp(X, torch.ones(5, 3))
+        )
+
+
+def test_few_bytes_for_many_numbers_are_refused(exported: Path, tmp_path: Path) -> None:
+    """Strides of zero: a file of bytes that a look at its weights would make gigabytes of."""
+
+    def change(records: dict[str, bytes]) -> None:
+        def enlarge(body: Any) -> None:
+            for meta in body["config"].values():
+                meta["tensor_meta"]["sizes"] = [{"as_int": 2_000_000_000}, {"as_int": 4}]
+                meta["tensor_meta"]["strides"] = [{"as_int": 0}, {"as_int": 1}]
+
+        edit(records, "data/weights/model_weights_config.json", enlarge)
+
+    with pytest.raises(ModelFileError, match="numbers"):
+        open_suspect(rewritten(exported, tmp_path / "huge.pt2", change))
+
+
+def test_two_suspects_of_one_instance_are_two(tmp_path: Path) -> None:
+    one, two = small(), small()
+    with torch.no_grad():
+        two[1].weight.add_(1.0)
+    for model, name in ((one, "one"), (two, "two")):
+        save_weights(model, tmp_path / f"{name}.safetensors")
+    shared: Any = small()
+    first = open_suspect(tmp_path / "one.safetensors", model=shared)
+    before = first.query(X)
+    open_suspect(tmp_path / "two.safetensors", model=shared)
+    assert torch.equal(first.query(X), before)
+
+
 def test_live_objects_open() -> None:
     module = small()
     assert isinstance(open_suspect(module), ModuleSuspect)

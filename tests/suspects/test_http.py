@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gradmark.endpoint import serve
 from gradmark.errors import DataError, EndpointError, OutputPathError, UsageError
-from gradmark.suspects import HttpSuspect, open_suspect
+from gradmark.suspects import HttpSuspect, open_suspect, public_name
 
 httpx2 = pytest.importorskip("httpx2")
 pytest.importorskip("tenacity")
@@ -170,8 +170,16 @@ def test_passing_failures_are_retried(failure: Answer) -> None:
         (format_datetime(datetime.now(UTC) + timedelta(days=1), usegmt=True), 60, 60),
         (format_datetime(datetime.now(UTC) - timedelta(days=1), usegmt=True), 0, 0),
         ("soon", 0, 30),
+        ("Fri, 99999999999999999999 Nov 2026 00:00:00 GMT", 0, 30),
     ],
-    ids=["seconds", "too many", "a day ahead", "a day ago", "nonsense"],  # the same in every process
+    ids=[
+        "seconds",
+        "too many",
+        "a day ahead",
+        "a day ago",
+        "nonsense",
+        "no such day",
+    ],  # the same in every process
 )
 def test_retry_after_is_obeyed_up_to_a_minute(value: str, low: float, high: float) -> None:
     with running(status(429, Retry_After=value)) as (url, _), asking(url) as (suspect, pauses):
@@ -293,6 +301,20 @@ def test_a_damaged_journal_is_refused(tmp_path: Path, line: bytes) -> None:
         HttpSuspect("http://127.0.0.1:9/", journal=tmp_path / "no" / "journal")
 
 
+def test_no_other_file_is_taken_for_a_torn_journal(tmp_path: Path) -> None:
+    """A mark file is one line without a line feed, as a torn journal is."""
+    other = tmp_path / "mark.json"
+    for content in (b'{"carriers":200,"format":"gradmark-mark/1"}', b"one line of notes", b"["):
+        other.write_bytes(content)
+        with pytest.raises(DataError, match="damaged in line 1"):
+            HttpSuspect("http://127.0.0.1:9/", journal=other)
+        assert other.read_bytes() == content
+    torn = b'{"input": "ab'
+    other.write_bytes(torn)
+    HttpSuspect("http://127.0.0.1:9/", journal=other)
+    assert other.read_bytes() == b""
+
+
 def test_answers_of_another_endpoint_or_shape_are_not_reused(tmp_path: Path) -> None:
     journal, x = tmp_path / "journal.jsonl", torch.zeros(2, 6)
     with running() as (url, _):
@@ -323,6 +345,8 @@ def test_the_shown_address_holds_no_secret() -> None:
     suspect = HttpSuspect("http://me:pass@example.org:81/a?token=abc#f")
     assert suspect.name == "http://example.org:81/a"
     assert suspect.digest.startswith("sha256:")
+    assert public_name("http://me:pass@example.org:81/a?token=abc#f") == suspect.name
+    assert public_name("models/a.pt2") == "models/a.pt2"
     for bad in ("ftp://a/", "http://", "http://a:b/", "nothing"):
         with pytest.raises(UsageError):
             HttpSuspect(bad)

@@ -86,6 +86,49 @@ def test_an_exported_module_with_its_weights_beside_it(tmp_path: Path) -> None:
         assert OnnxSuspect(path).digest != digest
 
 
+def test_weights_in_any_other_file_are_part_of_the_fingerprint(tmp_path: Path) -> None:
+    path = write(tmp_path / "m.onnx")
+    for name, refused in (("w.bin", False), ("m.onnx.data", False), ("../w.bin", True)):
+        folder = tmp_path / "in"
+        folder.mkdir(exist_ok=True)
+        model = onnx.load(path)
+        for tensor in model.graph.initializer:
+            raw = onnx.numpy_helper.to_array(tensor).tobytes()
+            (folder / name).write_bytes(raw)
+            tensor.ClearField("float_data")
+            tensor.raw_data = raw
+            onnx.external_data_helper.set_external_data(tensor, name, 0, len(raw))
+            tensor.ClearField("raw_data")
+        (folder / "n.onnx").write_bytes(model.SerializeToString())
+        if refused:
+            with pytest.raises(ModelFileError):
+                OnnxSuspect(folder / "n.onnx")
+            continue
+        digest = OnnxSuspect(folder / "n.onnx").digest
+        content = bytearray((folder / name).read_bytes())
+        content[3] ^= 1
+        (folder / name).write_bytes(content)
+        assert OnnxSuspect(folder / "n.onnx").digest != digest
+
+
+def test_bytes_are_steps_of_the_range(tmp_path: Path) -> None:
+    helper, kind = onnx.helper, onnx.TensorProto
+    graph = helper.make_graph(
+        [helper.make_node("Cast", ["x"], ["y"], to=kind.FLOAT)], "g",
+        [helper.make_tensor_value_info("x", kind.UINT8, ["b", 3])],
+        [helper.make_tensor_value_info("y", kind.FLOAT, ["b", 3])],
+    )  # fmt: skip
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8)
+    (tmp_path / "u.onnx").write_bytes(model.SerializeToString())
+    x = torch.tensor([[0.0, 0.5, 1.0], [0.1, 0.9, 0.999]])
+    assert OnnxSuspect(tmp_path / "u.onnx").query(x).tolist() == [[0, 128, 255], [26, 230, 255]]
+
+
+def test_a_huge_fixed_batch_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ModelFileError, match="huge batches"):
+        OnnxSuspect(write(tmp_path / "m.onnx", batch=10**10))
+
+
 def test_nonsense_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="aren't finite"):
         OnnxSuspect(write(tmp_path / "nan.onnx", nan=True)).query(torch.rand(2, 6))
