@@ -22,7 +22,7 @@ _ASKED = 512  # inputs at a time
 
 @dataclass(frozen=True)
 class Distill:
-    """``epochs`` of training on the teacher's answers, at ``lr_factor`` times the owner's rate.
+    """``epochs`` of training on the teacher's answers, at ``lr_factor`` times the thief's rate.
 
     ``student``: an untrained network of the same (``fresh``) or of another architecture (``other``), or
     the thief's own unmarked network (``sibling``). ``temperature`` softens both sides; ``hard`` takes

@@ -21,7 +21,7 @@ class FinePrune:
     """Drop the ``fraction`` of the last convolution's filters with the smallest mean activation.
 
     Without a convolution (one that only cuts patches doesn't count) the last hidden linear layer
-    loses neurons. Then ``epochs`` of training at ``lr_factor`` times the owner's rate, in which the
+    loses neurons. Then ``epochs`` of training at ``lr_factor`` times the thief's rate, in which the
     dropped weights stay zero, and the scale and shift of a norm right behind them too.
     """
 

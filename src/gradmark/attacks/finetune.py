@@ -14,7 +14,7 @@ from gradmark.thief import fit
 
 @dataclass(frozen=True)
 class FineTune:
-    """``epochs`` of training on the thief's labels at ``lr_factor`` times the owner's learning rate."""
+    """``epochs`` of training on the thief's labels at ``lr_factor`` times the thief's learning rate."""
 
     epochs: int = 5
     lr_factor: float = 1.0

@@ -18,7 +18,7 @@ from gradmark.thief import fit, last_layer
 
 @dataclass(frozen=True)
 class Retrain:
-    """``epochs`` of training on the thief's labels at ``lr_factor`` times the owner's rate.
+    """``epochs`` of training on the thief's labels at ``lr_factor`` times the thief's rate.
 
     ``reset``: draw the last layer anew first. ``part``: train the last layer alone, or all.
     """

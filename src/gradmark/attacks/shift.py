@@ -21,7 +21,7 @@ class Shift:
 
     Done to every convolution; in a model without any, to every linear layer but the head. ``noise``:
     also add Gaussian noise of so many standard deviations of the layer's weights. ``epochs`` on the
-    thief's labels at the owner's rate follow (0: none). The paper's code has 1.5, 1 and 1.
+    thief's labels at the thief's rate follow (0: none). The paper's code has 1.5, 1 and 1.
     """
 
     strength: float = 1.5

@@ -159,6 +159,7 @@ def _matched(extract: int) -> list[Configured]:
         Configured("output-graft", "output-match", {"whole": True}),
         Configured(chain, chain, {"output-match": his, **taught}),
         Configured("output-graft+distill", chain, {"output-match": {**his, "whole": True}, **taught}),
+        Configured(f"{chain}-sibling", chain, {"distill": {"epochs": extract, "student": "sibling"}}),
     ]
 
 
