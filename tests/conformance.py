@@ -47,6 +47,7 @@ MARKERS: dict[tuple[str, str], dict[str, Any]] = {
     ("gradsigns", "vector"): {"method": "central-difference", "carriers": 50, "weight": 10.0, "margin": 1.0},
     # Wrong classes compare by nature: uncalibrated, a mark has to outweigh that.
     **{("class-contrast", d): {"margin": 4.0} for d in SPECS},
+    **{("feature-contrast", d): {"margin": 2.0} for d in SPECS},
     **{("ensemble", d): {"margin": 3.0} for d in SPECS},
 }
 # Settings with which a nudge is as good as a derivative, and how good that is.

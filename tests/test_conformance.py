@@ -41,7 +41,7 @@ from gradmark.stats import ks_uniform
 from gradmark.verify import verify
 
 WRONG = 200
-COMPARING = ("class-contrast", "ensemble")
+COMPARING = ("class-contrast", "feature-contrast", "ensemble")
 pytestmark = [
     pytest.mark.parametrize("name", NAMES),
     pytest.mark.parametrize("domain", list(SPECS)),

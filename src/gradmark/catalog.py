@@ -51,6 +51,7 @@ from gradmark.ensemble import Ensemble
 from gradmark.errors import AttackError, MarkFileError, UnknownNameError, UsageError
 from gradmark.protocols import Attack, Scheme, Task
 from gradmark.schemes.class_contrast import ClassContrast
+from gradmark.schemes.feature_contrast import FeatureContrast
 from gradmark.schemes.filter_gradient import FilterGradient
 from gradmark.schemes.gradsigns import GradSigns
 from gradmark.schemes.margin_trigger import MarginTrigger
@@ -72,6 +73,7 @@ FLAGSHIP_PARTS = ("filter-gradient", "class-contrast", "trigger")
 SCHEMES: dict[str, type[Any]] = {
     "filter-gradient": FilterGradient,
     "class-contrast": ClassContrast,
+    "feature-contrast": FeatureContrast,
     "gradsigns": GradSigns,
     "margin-trigger": MarginTrigger,
     "path-weights": PathWeights,
