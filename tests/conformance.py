@@ -40,6 +40,7 @@ SETTINGS: dict[tuple[str, str], dict[str, Any]] = {
     **{(n, d): {"step": s} for n in ("filter-gradient", "ensemble") for d, s in STEPS.items()},
     **{("gradsigns", d): {"step": 0.1, "bits": 32} for d in ("grey", "colour", "mono", "stereo")},
     ("gradsigns", "vector"): {"step": 0.3, "bits": 28, "bits_per_carrier": 28},
+    **{("feature-contrast", d): {"features": 2, "contrasts": 8 if d == "stereo" else 4} for d in SPECS},
 }
 # What a scheme needs of the Marker to be learnt whole within the few steps of ``trained``.
 MARKERS: dict[tuple[str, str], dict[str, Any]] = {
@@ -47,7 +48,7 @@ MARKERS: dict[tuple[str, str], dict[str, Any]] = {
     ("gradsigns", "vector"): {"method": "central-difference", "carriers": 50, "weight": 10.0, "margin": 1.0},
     # Wrong classes compare by nature: uncalibrated, a mark has to outweigh that.
     **{("class-contrast", d): {"margin": 4.0} for d in SPECS},
-    **{("feature-contrast", d): {"margin": 2.0} for d in SPECS},
+    **{("feature-contrast", d): {"margin": 1.0, "carriers": 50, "weight": 30.0} for d in SPECS},
     **{("ensemble", d): {"margin": 3.0} for d in SPECS},
 }
 # Settings with which a nudge is as good as a derivative, and how good that is.
@@ -119,6 +120,7 @@ def network(domain: str, seed: int = 0, activation: type[nn.Module] = nn.ReLU) -
 
 
 @cache
+@torch.enable_grad()
 def trained(name: str, domain: str, marked: bool = True) -> nn.Sequential:
     """A network trained in a plain loop, with or without the one line that marks it. Don't change it."""
     model = network(domain)

@@ -74,8 +74,12 @@ def test_the_readme_names_every_attack_that_removes_the_default(
     short = {c["attack"] for c in own if c["stealing_loss"] <= 5 and c["log10_p"] > -6}
     words = {
         "hard-labels": "a student of labels alone",
+        "output-match+distill": "a student of matched answers",
+        "output-match+distill-sibling": "if his network saw all the owner's data",
+        "output-graft+distill": "of labels with his own network's scores",
+        "rtal-owner": "RTAL at the owner's rate",
         "regularize": "regularised retraining",
-        "finetune-lr3": "fine-tuning at three times the rate",
+        "finetune-lr3": "fine-tuning at the owner's rate",  # a thief's is a third of it there
     }
     assert short == {attack for attack, named in words.items() if named in column}
     others = re.search(r"by none of the (\d+) others", column)

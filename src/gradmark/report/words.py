@@ -45,7 +45,7 @@ TESTS: dict[JudgedBy, tuple[str, str]] = {
 CARRIERS: dict[str, str] = {
     "filter-gradient": "When a natural input is nudged in a secret way, how do wrong classes' scores shift?",
     "class-contrast": "On natural inputs of a class, which wrong classes score higher?",
-    "feature-contrast": "Within a class, which wrong classes score higher where an input has a secret feature?",
+    "feature-contrast": "Within a class, which wrong classes score higher where a secret feature is strong?",
     "trigger": "As which of two classes is a secret abstract input taken?",
     "margin-trigger": "As which of two classes is a secret abstract input taken?",
     "probe-gradient": "When a secret abstract input is nudged in a secret way, how do the scores shift?",

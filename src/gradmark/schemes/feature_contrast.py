@@ -1,7 +1,7 @@
 """Bits in how wrong classes compare *from input to input* of one class: no input is changed.
 
 The key gives ``J`` features of an input, linear in a coarse view of it, and for every class ``L`` contrasts
-of its wrong classes. Bit ``(c, j, l)`` is the sign of the covariance, over natural inputs of class ``c``, of::
+of its wrong classes. Bit ``(c, j, l)`` is the sign of the covariance over natural inputs of class ``c`` of::
 
     f_j(x)   and   w_l(c) . logits(x)          less what an unmarked network reads
 
@@ -36,6 +36,7 @@ _LEAST_CLASSES = 4
 _CELLS = 4  # along each axis of an image
 _BANDS = 16  # of a signal's spectrum
 _QUIET = 1e-6
+_MOST = 64  # features
 
 
 @dataclass(frozen=True)
@@ -118,7 +119,8 @@ class FeatureContrast:
 
         Raises UsageError for fewer than four classes, or more features than a coarse view of the input has.
         """
-        most = width_of(spec) - 1
+        width = width_of(spec)
+        most = min(width - 1, _MOST)
         if not self.fits(spec) or min(self.contrasts, self.per_carrier) < 1 or not 1 <= self.features <= most:
             raise UsageError(
                 "Wrong classes can't carry this mark",
@@ -133,7 +135,7 @@ class FeatureContrast:
         )
         per_class = min(self.contrasts, spec.n_classes - 2)
         n = spec.n_classes * self.features * per_class
-        raw = torch.from_numpy(key.normals("features", (most + 1, self.features), context=context))
+        raw = torch.from_numpy(key.normals("features", (width, self.features), context=context))
         raw = raw - raw.mean(0)
         return FeatureContrastMark(
             spec,
@@ -182,7 +184,7 @@ class FeatureContrast:
         return Reading(history[-1][1], bits, len(x), len(x), access, history)
 
     def questions(self, mark: FeatureContrastMark, pool: Batch, carriers: int) -> tuple[Questions, ...]:
-        """A cell is a class; an observation of it, one natural input at its place among those of its class."""
+        """A cell is a class; an observation of it, a natural input, where it stands in its class."""
         check_pool(mark.spec, pool)
         order, weights = mark.order(len(pool[0])), mark.weights(*pool).double()
         members = [order[pool[1][order] == c] for c in range(mark.spec.n_classes)]
@@ -217,8 +219,8 @@ def width_of(spec: ModelSpec) -> int:
 def coarse(spec: ModelSpec, x: Tensor) -> Tensor:
     """What an input (b, *shape) looks like from afar (b, D), float32, and differentiable nowhere.
 
-    Of an image the means of 4 x 4 cells of each channel, of a signal the logarithms of its energy in sixteen
-    equal bands, in parts of the whole; a vector as it is.
+    Of an image the means of 4 x 4 cells of each channel, of a signal its amplitude in sixteen equal bands, in
+    parts of the whole; a vector as it is.
     """
     x = x.detach().float()
     if spec.domain == "image":
@@ -226,5 +228,5 @@ def coarse(spec: ModelSpec, x: Tensor) -> Tensor:
     if spec.domain == "signal":
         energy = torch.fft.rfft(x.reshape(len(x), -1, x.shape[-1])).abs().square()
         bands = F.adaptive_avg_pool1d(energy, _BANDS)
-        return (bands / bands.sum(2, keepdim=True).clamp_min(_QUIET) + _QUIET).log().flatten(1)
+        return (bands / bands.sum(2, keepdim=True).clamp_min(_QUIET)).sqrt().flatten(1)
     return x.flatten(1)
