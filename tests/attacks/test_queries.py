@@ -308,16 +308,16 @@ def wrong(model: nn.Module, x: Tensor, best: Tensor) -> Tensor:
     return torch.stack(rows)
 
 
-@pytest.mark.parametrize("whole", [False, True])
-def test_matching_keeps_the_best_class_and_makes_the_others_ordinary(whole: bool) -> None:
+@pytest.mark.parametrize("kind", ["means", "linear", "kernel", "whole"])
+def test_matching_keeps_the_best_class_and_makes_the_others_ordinary(kind: str) -> None:
     model, own = trained("filter-gradient", "grey"), trained("filter-gradient", "grey", marked=False)
     x = pool("grey")[0]
-    matched = guard("output-match", model, Thief(SPECS["grey"], *pool("grey"), sibling=own), whole=whole)
+    matched = guard("output-match", model, Thief(SPECS["grey"], *pool("grey"), sibling=own), kind=kind)
     with torch.no_grad():
-        best, his = model(x).argmax(1), own(x).argmax(1)
+        best = model(x).argmax(1)
         assert torch.equal(matched(x).argmax(1), best)
         before, after = wrong(model, x, best), wrong(matched, x, best)
-        target = wrong(own, x, best if whole else his)
+        target = wrong(own, x, best)
     both = (before.norm(dim=1) > 0) & (target.norm(dim=1) > 0)
     assert int(both.sum()) > 5
     now, then = (torch.cosine_similarity(v, target)[both] for v in (after, before))

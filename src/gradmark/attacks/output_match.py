@@ -4,33 +4,40 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmark.protocols import Thief
 from gradmark.thief import Student, fit, logits, student
 
+Kind = Literal["means", "linear", "kernel", "whole"]
 _GAP = 1e-3  # by which the best class stays ahead
 _ASKED = 512  # inputs at a time
+_CELLS = 4  # along each axis of an image, as another part of the mark has them
+_RIDGE = 1e-2  # of a class's inputs
+_SOFT = 0.1  # of the kernel's diagonal
 
 
 @dataclass(frozen=True)
 class OutputMatch:
     """By who has read our source: the best class stays the stolen model's, the others are made ordinary.
 
-    The thief compares how the wrong classes of both networks compare, predicted class by predicted class, on
-    his own inputs, and adds the difference of the means to every answer: a mark that lives in such means
-    (:mod:`gradmark.schemes.class_contrast`) is gone. With ``whole`` the wrong classes are his own
-    network's at every input, so nothing but the best class is left of the stolen one. Either way no
-    prediction changes. ``own``: the thief's unmarked network (``sibling``), or an untrained one
-    (``fresh``, ``other``) that he first trains on his labels for ``epochs``.
+    The thief asks both networks about his own inputs, regresses the difference of how they compare wrong
+    classes on the input, predicted class by predicted class, and takes it out of every answer. ``kind``:
+    ``means`` takes each class's mean, where :mod:`gradmark.schemes.class_contrast` lives; ``linear`` what
+    follows a coarse view of the input besides, where :mod:`gradmark.schemes.feature_contrast` does;
+    ``kernel`` any smooth function of it; ``whole`` gives the wrong classes of his own network at every
+    input, so that nothing but the best class is left of the stolen one. No prediction changes.
 
-    A module around the model; ``output-match+distill`` teaches a student with it. Raises AttackError
-    where the thief has no such network.
+    ``own``: the thief's unmarked network (``sibling``), or an untrained one (``fresh``, ``other``) that he
+    first trains on his labels for ``epochs``. A module around the model; ``output-match+distill`` teaches a
+    student with it. Raises AttackError where the thief has no such network.
     """
 
-    whole: bool = False
+    kind: Kind = "means"
     own: Student = "sibling"
     epochs: int = 30
 
@@ -40,45 +47,74 @@ class OutputMatch:
         own = student(thief, generator, self.own)
         if self.own != "sibling":
             fit(own, thief, generator, epochs=self.epochs)
-        return Matched(model, own.eval(), thief.x, self.whole)
+        return Matched(model, own.eval(), thief.x, self.kind)
 
 
 class Matched(nn.Module):
     """Gives probabilities (b, C): ``model``'s best class, and the others as ``own`` has them."""
 
-    shift: Tensor
-
-    def __init__(self, model: nn.Module, own: nn.Module, x: Tensor, whole: bool) -> None:
+    def __init__(self, model: nn.Module, own: nn.Module, x: Tensor, kind: Kind) -> None:
         super().__init__()
-        self.model, self.own, self.whole = copy.deepcopy(model), own.requires_grad_(False), whole
+        self.model, self.own, self.kind = copy.deepcopy(model), own.requires_grad_(False), kind
         self.eval()
         with torch.no_grad():
-            ours, his = _patterns(self.model, x), _patterns(own, x)
-        both = (ours.norm(dim=1, keepdim=True) > 0) & (his.norm(dim=1, keepdim=True) > 0)
-        size = ours.norm(dim=1, keepdim=True) / his.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        self.register_buffer("shift", torch.where(both, his * size - ours, torch.zeros_like(ours)))
-        self.size = float(ours.norm() / his.norm().clamp_min(1e-12))
+            ours, his = (torch.cat([logits(m, p) for p in x.split(_ASKED)]) for m in (self.model, own))
+            best = ours.argmax(1, keepdim=True)
+            ours, his = _wrong(ours, best), _wrong(his, best)
+            self.size = float(ours.norm() / his.norm().clamp_min(1e-12))
+            difference = ours - self.size * his
+            self._known = [x[best[:, 0] == c] for c in range(ours.shape[1])]
+            self._fits = [
+                self._fit(known, difference[best[:, 0] == c]) for c, known in enumerate(self._known)
+            ]
 
     def forward(self, x: Tensor) -> Tensor:
         scores = logits(self.model, x)
         top, best = scores.max(1, keepdim=True)
-        if self.whole:
+        if self.kind == "whole":
             mean = (scores.sum(1, keepdim=True) - top) / (scores.shape[1] - 1)
             others = mean + self.size * _wrong(logits(self.own, x), best)
         else:
-            others = scores + self.shift[best[:, 0]]
+            with torch.no_grad():
+                others = torch.zeros_like(scores)
+                for c in best.unique().tolist():
+                    mine = best[:, 0] == c
+                    others[mine] = self._basis(x[mine], self._known[c]) @ self._fits[c]
+            others = scores - others
         return torch.minimum(others, top - _GAP).scatter(1, best, top).softmax(1)
+
+    def _basis(self, x: Tensor, known: Tensor) -> Tensor:
+        """What the regression of one class sees of inputs (b, *shape): (b, D), or (b, n) near ``known`` ones."""
+        if self.kind == "kernel":
+            near = torch.cdist(x.flatten(1).float(), known.flatten(1).float()).square()
+            return (-near / (2 * _width(known) ** 2)).exp()
+        one = torch.ones(len(x), 1, device=x.device)
+        return one if self.kind != "linear" else torch.cat([one, _view(x) - _view(known).mean(0)], 1)
+
+    def _fit(self, known: Tensor, difference: Tensor) -> Tensor:
+        """Coefficients of the regression of ``difference`` (n, C) on the inputs (n, *shape) of one class."""
+        if not len(known) or self.kind == "whole":
+            return difference.new_zeros(self._basis(known, known).shape[1], difference.shape[1])
+        basis = self._basis(known, known)
+        if self.kind == "kernel":
+            return torch.linalg.solve(basis + _SOFT * torch.eye(len(known), device=basis.device), difference)
+        ridge = _RIDGE * len(known) * torch.eye(basis.shape[1], device=basis.device)
+        ridge[0, 0] = 0.0  # the mean itself isn't shrunk
+        return torch.linalg.solve(basis.T @ basis + ridge, basis.T @ difference)
+
+
+def _view(x: Tensor) -> Tensor:
+    """Of images the means of 4 x 4 cells, of anything else the input itself (b, D)."""
+    return F.adaptive_avg_pool2d(x.float(), _CELLS).flatten(1) if x.ndim == 4 else x.flatten(1).float()
+
+
+def _width(known: Tensor) -> float:
+    """The median distance between a class's inputs: how far the kernel reaches."""
+    flat = known.flatten(1).float()[:_ASKED]
+    return float(torch.pdist(flat).median().clamp_min(1e-6)) if len(flat) > 1 else 1.0
 
 
 def _wrong(scores: Tensor, best: Tensor) -> Tensor:
     """Scores (b, C) with the mean of all but ``best`` (b, 1) taken away, and zero at that."""
     rest = scores.scatter(1, best, 0.0)
     return (rest - rest.sum(1, keepdim=True) / (scores.shape[1] - 1)).scatter(1, best, 0.0)
-
-
-def _patterns(model: nn.Module, x: Tensor) -> Tensor:
-    """By predicted class, the mean (C, C) of how the wrong ones compare; zero for one never predicted."""
-    scores = torch.cat([logits(model, part) for part in x.split(_ASKED)])
-    best = scores.argmax(1, keepdim=True)
-    total = scores.new_zeros(scores.shape[1], scores.shape[1]).index_add(0, best[:, 0], _wrong(scores, best))
-    return total / torch.bincount(best[:, 0], minlength=scores.shape[1]).clamp_min(1)[:, None]

@@ -156,9 +156,15 @@ def _matched(extract: int) -> list[Configured]:
     chain = "output-match+distill"
     return [
         Configured("output-match", "output-match"),
-        Configured("output-graft", "output-match", {"whole": True}),
+        Configured("output-graft", "output-match", {"kind": "whole"}),
         Configured(chain, chain, {"output-match": his, **taught}),
-        Configured("output-graft+distill", chain, {"output-match": {**his, "whole": True}, **taught}),
+        Configured(
+            "output-match-linear+distill", chain, {"output-match": {**his, "kind": "linear"}, **taught}
+        ),
+        Configured(
+            "output-match-kernel+distill", chain, {"output-match": {**his, "kind": "kernel"}, **taught}
+        ),
+        Configured("output-graft+distill", chain, {"output-match": {**his, "kind": "whole"}, **taught}),
         Configured(f"{chain}-sibling", chain, {"distill": {"epochs": extract, "student": "sibling"}}),
     ]
 
