@@ -84,9 +84,9 @@ class Matched(nn.Module):
         return torch.minimum(others, top - _GAP).scatter(1, best, top).softmax(1)
 
     def _basis(self, x: Tensor, known: Tensor) -> Tensor:
-        """What the regression of one class sees of inputs (b, *shape): (b, D), or (b, n) near ``known`` ones."""
+        """What the regression of one class sees of inputs (b, *shape): (b, D), or (b, n) near ``known``."""
         if self.kind == "kernel":
-            near = torch.cdist(x.flatten(1).float(), known.flatten(1).float()).square()
+            near: Tensor = torch.cdist(x.flatten(1).float(), known.flatten(1).float()).square()
             return (-near / (2 * _width(known) ** 2)).exp()
         one = torch.ones(len(x), 1, device=x.device)
         return one if self.kind != "linear" else torch.cat([one, _view(x) - _view(known).mean(0)], 1)
@@ -97,10 +97,12 @@ class Matched(nn.Module):
             return difference.new_zeros(self._basis(known, known).shape[1], difference.shape[1])
         basis = self._basis(known, known)
         if self.kind == "kernel":
-            return torch.linalg.solve(basis + _SOFT * torch.eye(len(known), device=basis.device), difference)
-        ridge = _RIDGE * len(known) * torch.eye(basis.shape[1], device=basis.device)
-        ridge[0, 0] = 0.0  # the mean itself isn't shrunk
-        return torch.linalg.solve(basis.T @ basis + ridge, basis.T @ difference)
+            soft, gram, known_of = _SOFT * torch.eye(len(known), device=basis.device), basis, difference
+        else:
+            soft, gram = _RIDGE * len(known) * torch.eye(basis.shape[1], device=basis.device), basis.T @ basis
+            soft[0, 0], known_of = 0.0, basis.T @ difference  # the mean itself isn't shrunk
+        found: Tensor = torch.linalg.solve(gram + soft, known_of)
+        return found
 
 
 def _view(x: Tensor) -> Tensor:

@@ -145,7 +145,9 @@ def in_weights(scheme: Any) -> bool:
 def answered(scheme: Any, sizes: tuple[int, ...]) -> Tensor:
     """Which bits (n,) lie in what the model answers, and so in its last layer first; ``sizes``: of the parts.
 
-    Bits in the weights are soon placed, and say nothing of the others.
+    Bits in the weights are soon placed, and say nothing of the others; nor do those whose running readings
+    are too noisy to tell (a scheme that isn't ``steady``).
     """
     parts = getattr(scheme, "parts", (scheme,))
-    return torch.cat([torch.full((n,), not in_weights(p)) for n, p in zip(sizes, parts, strict=True)])
+    told = [not in_weights(p) and getattr(p, "steady", True) for p in parts]
+    return torch.cat([torch.full((n,), t) for n, t in zip(sizes, told, strict=True)])

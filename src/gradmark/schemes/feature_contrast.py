@@ -95,6 +95,7 @@ class FeatureContrast:
     needs: ClassVar[Access] = "black"
     reads: ClassVar[str] = "scores"
     margin: ClassVar[float] = 0.5
+    steady: ClassVar[bool] = False  # a batch holds few inputs of a class
 
     def parameters(self) -> dict[str, Any]:
         return asdict(self)
