@@ -54,10 +54,12 @@ def opened_with(
     given = _given(passphrase_file)
     try:
         return load(path, given)
-    except PassphraseError:
+    except PassphraseError as error:
         answer = ask(f"Passphrase of {path}", False) if given is None else None
         if answer is None:
-            raise
+            raise PassphraseError(
+                f"{path.name}: {error.what}", expected=error.expected, found=error.found, fix=error.fix
+            ) from error
     return load(path, answer)
 
 

@@ -108,7 +108,9 @@ def embedded(done: Embedded) -> list[Table | str]:
     reached = done.verdict.log10_p <= aim
     lines: list[Table | str] = [
         table,
-        f"The mark cost {cost:.2f} points of accuracy: {within} the budget of {budget:g}.",
+        f"The mark cost {cost:.2f} points of accuracy: {within} the budget of {budget:g}."
+        if cost > 0
+        else f"The mark cost no accuracy here ({-cost:+.2f} points).",
         f"{sentence(done.verdict)}; the aim of {aim:.1f} was {'reached' if reached else 'missed'}.",
         f"Written: {', '.join(done.files.values())}",
     ]
