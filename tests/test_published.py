@@ -76,6 +76,8 @@ def test_the_readme_names_every_attack_that_removes_the_default(
         "hard-labels": "a student of labels alone",
         "output-match+distill": "a student of matched answers",
         "output-match+distill-sibling": "if his network saw all the owner's data",
+        "output-match-linear+distill": "of answers matched further",
+        "output-match-kernel+distill": "by a kernel",
         "output-graft+distill": "of labels with his own network's scores",
         "rtal-owner": "RTAL at the owner's rate",
         "regularize": "regularised retraining",
