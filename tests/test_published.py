@@ -73,7 +73,7 @@ def test_the_readme_names_every_attack_that_removes_the_default(
     own = [c for c in cells if c["task"] == task and c["scheme"] == "ensemble"]
     short = {c["attack"] for c in own if c["stealing_loss"] <= 5 and c["log10_p"] > -6}
     words = {
-        "hard-labels": "a student of labels alone",
+        "hard-labels": "or of labels alone",
         "output-match+distill": "a student of matched answers",
         "output-match+distill-sibling": "if his network saw all the owner's data",
         "output-match-linear+distill": "of answers matched further",
