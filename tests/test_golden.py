@@ -34,6 +34,7 @@ GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = {
     "model": "golden-v1.safetensors",
     "ensemble": "golden-ensemble-v1.safetensors",
+    "features": "golden-features-v1.safetensors",
     "paths": "golden-paths-v1.safetensors",
 }
 MARKS = {name: MarkFile.load(GOLDEN / f"mark-{name}-v1.json") for name in WEIGHTS}
