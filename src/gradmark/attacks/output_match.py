@@ -75,7 +75,7 @@ class Matched(nn.Module):
             mean = (scores.sum(1, keepdim=True) - top) / (scores.shape[1] - 1)
             others = mean + self.size * _wrong(logits(self.own, x), best)
         else:
-            with torch.no_grad():
+            with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
                 others = torch.zeros_like(scores)
                 for c in best.unique().tolist():
                     mine = best[:, 0] == c
