@@ -70,7 +70,7 @@ def test_names_on_the_command_line() -> None:
     assert catalog.scheme("class-contrast, weights", {"bits": 9}) == Ensemble(
         (ClassContrast(bits=9), Weights())
     )
-    with pytest.raises(UnknownNameError, match="did you mean 'class-contrast'"):
+    with pytest.raises(UnknownNameError, match="Did you mean 'class-contrast'"):
         catalog.scheme("filter-gradient,class-contrasts")
     with pytest.raises(UnknownNameError):
         catalog.scheme("filter-gradient,")

@@ -36,10 +36,9 @@ class Average:
         if {n: v.shape for n, v in ours.items()} != {n: v.shape for n, v in theirs.items()}:
             raise AttackError("Averaging needs a sibling of the same architecture")
         with torch.no_grad():
-            mixed: set[int] = set()
-            for name, value in ours.items():
-                if value.is_floating_point() and value.data_ptr() not in mixed:  # tied weights: but once
-                    mixed.add(value.data_ptr())
+            # by parameter and buffer, not by name: tied weights are mixed but once
+            for name, value in (*attacked.named_parameters(), *attacked.named_buffers()):
+                if value.is_floating_point() and name in theirs:
                     value.mul_(1 - self.share).add_(theirs[name].to(value), alpha=self.share)
         attacked.eval()
         _recalibrate(attacked, thief, generator)
