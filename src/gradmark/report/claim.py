@@ -24,7 +24,7 @@ def ruling_report(
     """
     owner = found.file.claim.owner
     again = _again(options)
-    section = claim_section(found, innocents, own_data=own_data, opened=verdict is not None)
+    section = claim_section(found, innocents, own_data=own_data, opened=found.valid)
     if verdict is not None:
         return verdict_report(
             verdict, owner=owner, suspect_name=suspect_name, data_name=data_name, claim=section, parts=parts,

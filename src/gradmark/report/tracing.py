@@ -57,6 +57,7 @@ def all_licensees(found: Trace) -> Figure:
     # a dot for everybody would be a file of megabytes: all of the first, and ever fewer of the rest
     some = np.unique(np.concatenate([rank[:50], np.geomspace(1, len(rank), 400).astype(int)]))
     rest = np.setdiff1d(some, [r for r, _ in named]) - 1
+    few = len(rank) <= _LINEAR
     with canvas(7.2, 3.4) as c:
         axes = c.axes[0][0]
         axes.plot(rank[rest], log10_p[rest], "o", color=BLUE, markersize=3, label="not named")
@@ -64,13 +65,14 @@ def all_licensees(found: Trace) -> Figure:
             axes.plot(*zip(*named, strict=True), "D", color=RED, markersize=6, label="named")
         threshold(axes, math.log10(found.alpha), f"threshold, p = {level(found.alpha)}")
         axes.set(
-            xscale="log" if len(rank) > _LINEAR else "linear",
+            xscale="linear" if few else "log",
             xlabel="licensees, by rank",
             ylabel="log10 p, corrected\n(lower = stronger evidence)",
         )
         axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
         axes.xaxis.set_minor_formatter(lambda value, _: "")
-        axes.xaxis.get_major_locator().set_params(**({} if len(rank) > _LINEAR else {"integer": True}))
+        if few:
+            axes.locator_params(axis="x", integer=True)
         axes.legend(loc="center right")
     first = f" The first of the others is at {log10_p[rest[0]]:.1f}." if len(rest) else ""
     alt = (

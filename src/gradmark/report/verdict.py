@@ -204,21 +204,20 @@ def _how(verdict: Verdict, data_name: str, linear: bool, parts: tuple[str, ...])
 
 
 def carriers(verdict: Verdict, names: tuple[str, ...]) -> Table:
-    """One row for each part of the mark: what is asked, and how it went."""
+    """One row for each part of the mark: what is asked, and how it went unless bets were on all together."""
+    asked = {name: CARRIERS.get(name, CARRIERS["linear"]) for name in names}
+    if verdict.test == "betting":
+        return Table(("Part of the mark", "What is asked"), tuple(asked.items()))
     reading = verdict.reading
     values = None if reading is None else (reading.values * reading.bits).numpy()
     sizes = reading.parts if reading is not None and len(reading.parts) == len(names) else ()
-    rows: list[tuple[str, ...]] = []
-    first = 0
+    rows, first = [], 0
     for name, size in zip(names, sizes or (verdict.n_bits,) * len(names), strict=True):
         match = p = ""
         if values is not None and (sizes or len(names) == 1):
-            result = run_test("sign" if verdict.test == "betting" else verdict.test, values[first:][:size])
+            result = run_test(verdict.test, values[first:][:size])
             match = f"{result.n_match} of {result.n}" if result.n else "not read"
             p = probability(result.log10_p) if result.n else ""
         first += size
-        rows.append((name, CARRIERS.get(name, CARRIERS["linear"]), match, p))
-    head = ("Part of the mark", "What is asked", "Bits that match", "p-value")
-    if verdict.test == "betting":  # on all parts together: none has numbers of its own
-        return Table(head[:2], tuple(row[:2] for row in rows))
-    return Table(head, tuple(rows))
+        rows.append((name, asked[name], match, p))
+    return Table(("Part of the mark", "What is asked", "Bits that match", "p-value"), tuple(rows))
