@@ -120,6 +120,12 @@ def embed(
         int | None,
         typer.Option(help="Push on every N-th step; default 4, 1 is strongest.", min=1),
     ] = None,
+    rehearse: Annotated[
+        float | None,
+        typer.Option(
+            help="Against retraining: the rate of thieves who train copies meanwhile, as your --lr."
+        ),
+    ] = None,
     method: Annotated[str, typer.Option(help="auto, exact or central-difference.")] = "auto",
     device: Device = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -147,6 +153,7 @@ def embed(
         task_or(task, model, "--model"), task_or(task, data, "--data"), key_of(key, passphrase_file), out,
         weights, scheme, bits, settings(set_ or []), target_p, budget, epochs, lr, batch_size, optimizer,
         augment, strength, margin, smoothing, calibrate, method, seed, resume, device, task, carriers, every,
+        rehearse,
     )  # fmt: skip
     done = run_embed(job, err())
     return show(CODES[done.verdict.outcome], as_json, done.to_json(), *embedded(done))

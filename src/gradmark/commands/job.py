@@ -65,6 +65,7 @@ class EmbedJob:
     """Says data, network and scores; ``model`` and ``data`` are empty then."""
     carriers: int | None = None
     every: int | None = None
+    rehearse: float | None = None
 
     def __post_init__(self) -> None:
         if self.task is not None and self.calibrate:
@@ -103,7 +104,7 @@ class EmbedJob:
             ) from error
 
     def marker(self, scheme: Scheme, data: Data, method: str) -> Marker:
-        own = {name: getattr(self, name) for name in ("margin", "carriers", "every")}
+        own = {name: getattr(self, name) for name in ("margin", "carriers", "every", "rehearse")}
         given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
         return Marker(
             scheme,
@@ -121,7 +122,7 @@ class EmbedJob:
     def other_options(self) -> list[str]:
         """What the command line was given beyond what every run names, for a report to repeat."""
         names = ("target_p", "bits", "lr", "batch_size", "optimizer", "augment", "strength", "margin",
-                 "carriers", "every")  # fmt: skip
+                 "carriers", "every", "rehearse")  # fmt: skip
         given = {name: getattr(self, name) for name in names} | {
             "method": None if self.method == "auto" else self.method,
             "weights": None if self.weights is None else "WEIGHTS.safetensors",
@@ -194,6 +195,7 @@ def identity(job: EmbedJob, recipe: Recipe, scheme: Scheme, data: Data, model: n
         "calibrate": job.calibrate,
         "carriers": job.carriers,
         "every": job.every,
+        "rehearse": job.rehearse,
         "budget": job.budget,
         "strength": job.strength,
         "margin": job.margin,

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import astuple
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradmark.embed.balance import Balance
 from gradmark.embed.discreet import Discreet, discreetly
 from gradmark.embed.evidence import Evidence
 from gradmark.embed.heads import NewHead, answered
 from gradmark.embed.modes import penalty_mode
 from gradmark.embed.preflight import METHODS, choose_method
 from gradmark.embed.ranks import Ranks
+from gradmark.embed.rehearsal import Rehearsal
 from gradmark.embed.shared import from_scores, rides, shared
 from gradmark.embed.status import MarkStatus
 from gradmark.embed.wrappers import (
@@ -36,10 +39,6 @@ from gradmark.views import View
 STRENGTH_PER_POINT = 0.6
 """Gradient-norm ratio spent per point of accuracy budget; ``benchmarks/`` has the measured front."""
 _BALANCE_EVERY = 16  # penalties between two looks at the gradient norms
-_SMOOTH = 0.8
-_FLOOR = 0.05  # of the largest task gradient seen: a memorised task must not silence the mark
-_CEILING = 10.0  # on how far the weight may follow a penalty's gradient that its gates have closed
-_LIGHTEST = 0.02
 _PLACED = 0.1  # mean shortfall of its bits, in margins, at which a part counts as placed
 _REST = 8  # penalties between two looks at a part that is placed
 _FIRST = 1 / 3  # mean shortfall, in margins, below which a new head may claim some of the push
@@ -63,6 +62,8 @@ class Marker:
     ``ease`` leaves out the parts of a mark that are placed, but for every eighth penalty, which sees
     whether they fade. ``new_heads`` takes a quarter of the penalties, once two thirds of the margins are
     met, through a last layer trained anew (:mod:`gradmark.embed.heads`; by default as the scheme has it).
+    ``rehearse``: the rate of a thief who retrains copies of the model from then on, which are asked too
+    (:mod:`gradmark.embed.rehearsal`); AdamW's, as high as your own.
 
     Where a process group is running, all its processes make the same calls and carry one mark together
     (:mod:`gradmark.embed.ranks`): ``carriers`` counts the inputs of all of them. Add the penalty to the
@@ -86,6 +87,7 @@ class Marker:
         lean: bool = False,
         ease: bool = False,
         new_heads: bool | None = None,
+        rehearse: float | None = None,
         test: TestName = "signed-rank",
         seed: int = 0,
         task_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
@@ -105,16 +107,16 @@ class Marker:
         self.mark = scheme.mark(key, spec)
         self.target_log10_p, self.margin, self.carriers, self.every = target_log10_p, margin, carriers, every
         self.strength = budget * STRENGTH_PER_POINT if strength is None else strength
-        self.fixed_weight, self.method, self.task_loss = weight, method, task_loss
-        self.lean, self.ease = lean, ease
+        self.fixed_weight, self.method, self.lean, self.ease = weight, method, lean, ease
+        self.task_loss = task_loss
         self.generator = torch.Generator().manual_seed(seed)
         wanted = bool(getattr(scheme, "new_heads", False)) if new_heads is None else new_heads
         self.head = NewHead(seed) if wanted else None
+        self.rehearsal = None if rehearse is None else Rehearsal(self.mark, rehearse, seed)
         self.evidence, self._through_head = Evidence(self.mark), Evidence(self.mark)
         self.parts = self.evidence.sizes
-        self._steps, self._penalties, self._push, self._weight = 0, 0, 1.0, 0.0
-        self._recomputes = False
-        self._task_norm = self._penalty_norm = self._task_peak = self._penalty_peak = 0.0
+        self._steps, self._penalties, self._recomputes = 0, 0, False
+        self.balance = Balance()
 
     def __repr__(self) -> str:
         return f"Marker({self.scheme!r}, strength={self.strength}, method={self.method!r})"
@@ -146,8 +148,7 @@ class Marker:
         balancing = self._penalties % _BALANCE_EVERY == 0
         share = self.method != "exact" and not balancing and not isinstance(model, View)
         told = None if balancing or self.lean or self._recomputes else shared(scores, batch, model, ranks)
-        due = self._due(balancing, told)
-        if not due:
+        if not (due := self._due(balancing, told)):
             self._penalties += 1
             return torch.zeros((), device=device)
         with (
@@ -166,26 +167,29 @@ class Marker:
                 self._balance(model, loss, norm, own)
                 self._keep_step(ranks, batch[0])
         self._penalties += 1
-        return loss * self._weight
+        return self.balance.weight * (loss + self._rehearsed(model, own))
 
     def status(self) -> MarkStatus:
         """Bits matched and the p-value expected of a verification, from recent training carriers."""
         result, n = self.evidence.result(self.test), len(self.mark.bits)
-        match = result.n_match / max(result.n, 1)
-        return MarkStatus(n, match, result.log10_p, self._weight, self._push, self.method)
+        return MarkStatus(
+            n,
+            result.n_match / max(result.n, 1),
+            result.log10_p,
+            self.balance.weight,
+            self.balance.push,
+            self.method,
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on exactly as it would have."""
         return {
             **self._running(),
             "generator": self.generator.get_state(),
-            "numbers": [
-                *(self._steps, self._penalties, self._push, self._weight),
-                *(self._task_norm, self._penalty_norm, self._task_peak, self._penalty_peak),
-            ],
+            "numbers": [self._steps, self._penalties, *astuple(self.balance)],
             "method": self.method,
             "recomputes": self._recomputes,
-            "head": None if self.head is None else self.head.state_dict(),
+            **{n: m and m.state_dict() for n, m in (("head", self.head), ("rehearsal", self.rehearsal))},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -193,15 +197,15 @@ class Marker:
         if self.head is not None:
             self._through_head.load(state, "-head")
             self.head.load_state_dict(state["head"])
+        if self.rehearsal is not None:
+            self.rehearsal.load_state_dict(state["rehearsal"])
         self.generator.set_state(state["generator"])
         self._steps, self._penalties = int(state["numbers"][0]), int(state["numbers"][1])
-        self._push, self._weight, self._task_norm, self._penalty_norm = state["numbers"][2:6]
-        self._task_peak, self._penalty_peak = state["numbers"][6:]
+        self.balance = Balance(*state["numbers"][2:])
         self.method, self._recomputes = state["method"], bool(state.get("recomputes", False))
 
     def _running(self) -> dict[str, Tensor]:
-        new = {} if self.head is None else self._through_head.state("-head")
-        return self.evidence.state() | new
+        return self.evidence.state() | ({} if self.head is None else self._through_head.state("-head"))
 
     def _due(self, every: bool, told: Batch | None = None) -> list[int]:
         """Numbers of the mark's parts to probe now; those that read the scores ``told`` cost nothing."""
@@ -209,11 +213,26 @@ class Marker:
         if every or not self.ease:
             return list(parts)
         free = () if told is None else from_scores(self.scheme)
-        awake = [float(part.mean()) > _PLACED for part in self._short().split(self.parts)]
+        awake = [float(part.mean()) > _PLACED for part in self._short(self.evidence).split(self.parts)]
         return [i for i in parts if i in free or awake[i] or (self._penalties + i) % _REST == 0]
 
-    def _short(self) -> Tensor:
+    def _rehearsed(self, model: nn.Module, own: Batch) -> Tensor:
+        """The penalty of what a thief made of the model, where he is to be asked."""
+        if not self.rehearsal or not (thief := self.rehearsal.step(model, own, self._begun())):
+            return torch.zeros((), device=own[0].device)
+        everything = list(range(len(self.parts)))
+        with penalty_mode(thief.copy, self.method):
+            return thief.carried(self._pull(thief.copy, own, everything, self.rehearsal.evidence), model)
+
+    def _begun(self) -> bool:
+        """Whether most margins are met in the model's own last layer: others may claim some of the push."""
+        short = self.evidence.short(self.margin)[answered(self.scheme, self.parts)]
+        return len(short) > 0 and float(short.mean()) < _FIRST
+
+    def _short(self, seen: Evidence) -> Tensor:
         """By what share (n,) of its own margin each bit's running reading falls short."""
+        if self.rehearsal and seen is self.rehearsal.evidence:
+            return seen.short(self.margin)
         both = self.head is not None and self.head.settled and bool(self._through_head.seen.any())
         return self.evidence.short(self.margin, self._through_head if both else None)
 
@@ -221,10 +240,8 @@ class Marker:
     def _asking(self, model: nn.Module, own: Batch, balancing: bool) -> Iterator[Evidence]:
         """The model as the penalty asks it, and what takes in the answers."""
         instead = None
-        if self.head is not None:
-            short = self.evidence.short(self.margin)[answered(self.scheme, self.parts)]
-            if len(short) and float(short.mean()) < _FIRST:
-                instead = self.head.through(model, own)
+        if self.head is not None and self._begun():
+            instead = self.head.through(model, own)
         if instead is None or balancing:
             yield self.evidence
             return
@@ -233,12 +250,12 @@ class Marker:
 
     def _one_by_one(self, model: nn.Module, some: Batch, due: list[int], seen: Evidence) -> Iterator[Tensor]:
         """The terms of the penalty, each with a graph of its own."""
-        yield from (self._pull(model, some, [i], seen, None) for i in due)
+        yield from (self._pull(model, some, [i], seen) for i in due)
         if isinstance(self.scheme, Discreet):
             yield self.scheme.distortion(self.mark, model)
 
     def _pull(
-        self, model: nn.Module, some: Batch, due: list[int], seen: Evidence, told: Batch | None
+        self, model: nn.Module, some: Batch, due: list[int], seen: Evidence, told: Batch | None = None
     ) -> Tensor:
         """How far the readings of these parts are from their margins: the penalty before its weight."""
         given: dict[str, Any] = {} if len(due) == len(self.parts) else {"only": due}
@@ -251,12 +268,11 @@ class Marker:
                 fix="lower the learning rate or the strength",
             )
         seen.watch(signed.detach(), index)
-        # What an unmarked network reads as well is no merit of the mark.
-        expected = seen.natural()
+        expected = seen.natural()  # what an unmarked network reads as well is no merit of the mark
         signed = signed - F.pad(expected, (0, 1)).to(signed)[index.clamp_max(len(expected))]
         # A bit pushes while its mean reading falls short of the margin, and each input while it
         # stays below a few margins: the mean is reached with the least disturbance.
-        short = self._short()
+        short = self._short(seen)
         gate = short[index.cpu() % len(short)].to(signed)
         limit = self.evidence.limits[index.cpu() % len(short)].to(signed)
         loss = (gate * F.relu(limit - signed / (_HEADROOM * self.margin))).mean()
@@ -265,7 +281,7 @@ class Marker:
     def _balance(self, model: nn.Module, loss: Tensor, norm: float | None, batch: Batch) -> None:
         """Set the weight from both gradient norms and relax or renew the push. ``norm``: loss's, if known."""
         if self.fixed_weight is not None:
-            self._weight = self.fixed_weight
+            self.balance.weight = self.fixed_weight
             return
         weights = trainable(model)
         if isinstance(model, View):
@@ -276,17 +292,8 @@ class Marker:
         of_task = norm_of(weight_gradients(task, weights, whole=whole))
         if norm is None:
             norm = norm_of(weight_gradients(loss, weights, whole=whole, retain=True))
-        smooth = _SMOOTH if self._penalties else 0.0
-        self._task_norm = smooth * self._task_norm + (1 - smooth) * of_task
-        self._penalty_norm = smooth * self._penalty_norm + (1 - smooth) * norm
-        self._task_peak = max(self._task_peak, self._task_norm)
-        self._penalty_peak = max(self._penalty_peak, self._penalty_norm)
-        if self._penalties:
-            relax = self.status().log10_p <= self.target_log10_p
-            self._push = min(1.0, max(_LIGHTEST, self._push * (_SMOOTH if relax else 1 / _SMOOTH)))
-        against = max(self._penalty_norm, self._penalty_peak / _CEILING, 1e-12)
-        ratio = max(self._task_norm, _FLOOR * self._task_peak) / against
-        self._weight = min(self.strength * self._push * ratio * self.every, 1e3)
+        reached = self.status().log10_p <= self.target_log10_p if self._penalties else None
+        self.balance.update(of_task, norm, self.strength * self.every, reached)
 
     def _keep_step(self, ranks: Ranks, like: Tensor) -> None:
         """Processes compute the same, but unlike devices round differently: now and then 0's word counts."""

@@ -151,7 +151,7 @@ def norm_of(gradients: Sequence[Tensor | None]) -> float:
     return float(torch.stack([n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]).norm())
 
 
-class _Given(torch.autograd.Function):
+class Given(torch.autograd.Function):
     """A value whose gradients are known: ``apply(value, *weights, *gradients)``."""
 
     @staticmethod
@@ -182,7 +182,7 @@ def at_once(losses: Iterable[Tensor], model: nn.Module) -> tuple[Tensor, float]:
         del loss
         for i, known in enumerate(gradients):
             gradients[i], more[i] = _plus(known, more[i]), None
-    found: Tensor = _Given.apply(total, *weights, *gradients)  # type: ignore[no-untyped-call]
+    found: Tensor = Given.apply(total, *weights, *gradients)  # type: ignore[no-untyped-call]
     return found, norm_of(gradients)
 
 

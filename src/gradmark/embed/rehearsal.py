@@ -1,0 +1,136 @@
+"""A thief who trains on, rehearsed beside the training: the mark is pushed into what he leaves.
+
+A copy of the model gets a last layer drawn anew and is trained on the carriers' labels at a high rate, all
+layers of it (RTAL; Adi et al., USENIX Security 2018), for some tens of steps; then there is a new one. What a
+penalty asks of the copy is pushed into the model's own weights, as if a step at one were a step at the
+other: the first-order shortcut of meta-learning (Finn et al., ICML 2017).
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gradmark.embed.evidence import Evidence
+from gradmark.embed.heads import output_layer
+from gradmark.embed.wrappers import Given, needs_whole_backward, sharded, weight_gradients
+from gradmark.errors import ModelError, UsageError
+from gradmark.protocols import Batch
+from gradmark.suspects.checks import brief, unwrap
+from gradmark.views import View
+
+_LIFE, _SETTLED = 48, 24  # steps of a copy, and how many of them before it is asked
+_DECAY = 5e-4
+
+
+@dataclass(frozen=True)
+class Thief:
+    """His copy of the model, and its last layer, which was drawn anew."""
+
+    copy: nn.Module
+    head: nn.Linear
+    optimizer: torch.optim.AdamW
+
+    def carried(self, loss: Tensor, model: nn.Module) -> Tensor:
+        """``loss``, of the copy, with its gradients in ``model``'s weights, but for the last layer's."""
+        own = {id(p) for p in self.head.parameters()}
+        pairs = [
+            (p, q)
+            for p, q in zip(model.parameters(), self.copy.parameters(), strict=True)
+            if p.requires_grad and id(q) not in own
+        ]
+        whole = needs_whole_backward(self.copy, loss)
+        gradients = weight_gradients(loss, [q for _, q in pairs], whole=whole)
+        found: Tensor = Given.apply(loss.detach(), *(p for p, _ in pairs), *gradients)  # type: ignore[no-untyped-call]
+        return found
+
+
+class Rehearsal:
+    """One thief after another, each from the model as it then is. ``rate``: of his AdamW's first step.
+
+    ``evidence``: what the penalties read in the copies. A copy, its gradients and its optimizer's state are
+    four times the weights in memory.
+    """
+
+    def __init__(self, mark: Any, rate: float, seed: int) -> None:
+        if not 0 < rate < 1:
+            raise UsageError(
+                "The rehearsed thief's rate makes no sense", expected="0 < rate < 1", found=str(rate)
+            )
+        self.rate, self.seed, self.age = rate, seed, 0
+        self.evidence = Evidence(mark)
+        self._thief: Thief | None = None
+        self._state: dict[str, Any] | None = None  # of a resumed run, until the model is known
+
+    def step(self, model: nn.Module, batch: Batch, ready: bool) -> Thief | None:
+        """Let the thief take a step on ``batch``: inputs (b, *shape), labels (b,). He, if he is to be asked.
+
+        ``ready``: whether a new copy may be begun. Model and global random state stay as they are. Raises
+        UsageError on what has no last layer to draw anew, ModelError where the copy's training diverges.
+        """
+        x, labels = batch
+        if self.age % _LIFE == 0 and not ready:
+            return None
+        with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+            torch.manual_seed(self.seed + self.age)
+            thief = self._current(model, batch)
+            for group in thief.optimizer.param_groups:
+                group["lr"] = self.rate * 0.5 * (1 + math.cos(math.pi * (self.age % _LIFE) / _LIFE))
+            thief.optimizer.zero_grad()
+            with torch.enable_grad():
+                loss = F.cross_entropy(unwrap(thief.copy(x)).float(), labels)
+                if not bool(torch.isfinite(loss)):
+                    raise ModelError("The rehearsed thief's training diverged", fix="lower his rate")
+                loss.backward()
+            thief.optimizer.step()
+            thief.optimizer.zero_grad()
+        self.age += 1
+        asked = (self.age - 1) % _LIFE >= _SETTLED and self.age % 2 == 1
+        return thief if asked else None
+
+    def state_dict(self) -> dict[str, Any]:
+        state = {"age": self.age, **self.evidence.state()}
+        if self._thief is not None:
+            thief = self._thief
+            return {**state, "copy": thief.copy.state_dict(), "optimizer": thief.optimizer.state_dict()}
+        return state if self._state is None else {**self._state, **state}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.evidence.load(state)
+        self.age, self._state, self._thief = int(state["age"]), copy.deepcopy(state), None
+
+    def _current(self, model: nn.Module, batch: Batch) -> Thief:
+        if self._thief is not None and self.age % _LIFE:
+            return self._thief
+        if isinstance(model, View) or sharded(model) or batch[1].ndim != 1 or batch[1].is_floating_point():
+            raise _unable("what gives class scores by itself, unsharded", type(model).__name__)
+        try:
+            made = copy.deepcopy(model)
+        except Exception as cause:  # a stranger's module may refuse in any way
+            raise _unable("a model that can be copied", brief(cause)) from cause
+        head = output_layer(made, batch[0][:2])
+        if not isinstance(head, nn.Linear):
+            raise _unable("a model that ends in a linear layer", type(head).__name__)
+        anew = nn.Linear(head.in_features, head.out_features, head.bias is not None)
+        with torch.no_grad():
+            for p, q in zip(head.parameters(), anew.parameters(), strict=True):
+                p.requires_grad_(True).copy_(q)
+        trained = [p for p in made.parameters() if p.requires_grad]
+        optimizer = torch.optim.AdamW(trained, self.rate, weight_decay=_DECAY)
+        if self._state is not None and "copy" in self._state and self.age % _LIFE:
+            made.load_state_dict(self._state["copy"])
+            optimizer.load_state_dict(self._state["optimizer"])
+        self._thief, self._state = Thief(made, head, optimizer), None
+        return self._thief
+
+
+def _unable(expected: str, found: str) -> UsageError:
+    return UsageError(
+        "A thief can't be rehearsed on this model", expected=expected, found=found, fix="Leave `rehearse` out"
+    )
