@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -172,21 +171,15 @@ class Marker:
     def status(self) -> MarkStatus:
         """Bits matched and the p-value expected of a verification, from recent training carriers."""
         result, n = self.evidence.result(self.test), len(self.mark.bits)
-        return MarkStatus(
-            n,
-            result.n_match / max(result.n, 1),
-            result.log10_p,
-            self.balance.weight,
-            self.balance.push,
-            self.method,
-        )
+        match, now = result.n_match / max(result.n, 1), self.balance
+        return MarkStatus(n, match, result.log10_p, now.weight, now.push, self.method)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on exactly as it would have."""
         return {
             **self._running(),
             "generator": self.generator.get_state(),
-            "numbers": [self._steps, self._penalties, *astuple(self.balance)],
+            "numbers": [self._steps, self._penalties, *vars(self.balance).values()],
             "method": self.method,
             "recomputes": self._recomputes,
             **{n: m and m.state_dict() for n, m in (("head", self.head), ("rehearsal", self.rehearsal))},

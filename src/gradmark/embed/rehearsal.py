@@ -80,6 +80,7 @@ class Rehearsal:
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
             torch.manual_seed(self.seed + self.age)
             thief = self._current(model, batch)
+            torch.manual_seed(self.seed + self.age)  # again: a new layer is drawn, and when a run resumes
             for group in thief.optimizer.param_groups:
                 group["lr"] = self.rate * 0.5 * (1 + math.cos(math.pi * (self.age % _LIFE) / _LIFE))
             thief.optimizer.zero_grad()
