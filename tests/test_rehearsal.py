@@ -115,6 +115,15 @@ def test_the_penalty_of_a_copy_is_carried_into_the_models_weights() -> None:
     assert all(p.grad is None for p in thief.copy.parameters())
 
 
+def test_under_autocast_the_copy_is_asked_as_it_is_after_its_step() -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        thief = settled(rehearsal(0.5), net())
+        thief.copy.eval()
+        within = thief.copy(X[:9])
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(thief.copy(X[:9]), within)
+
+
 def test_a_resumed_run_goes_on_to_the_same_penalties() -> None:
     more = {"margin": 0.02, "strength": 1.0, "rehearse": RATE}  # a margin that is soon met
     whole, first, again = (marker(**more) for _ in range(3))

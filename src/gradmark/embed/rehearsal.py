@@ -91,6 +91,7 @@ class Rehearsal:
                 loss.backward()
             thief.optimizer.step()
             thief.optimizer.zero_grad()
+            torch.clear_autocast_cache()  # of the weights before the step
         self.age += 1
         asked = (self.age - 1) % _LIFE >= _SETTLED and self.age % 2 == 1
         return thief if asked else None
