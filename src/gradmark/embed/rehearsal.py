@@ -1,7 +1,7 @@
 """A thief who trains on, rehearsed beside the training: the mark is pushed into what he leaves.
 
 A copy of the model gets a last layer drawn anew and is trained on the carriers' labels at a high rate, all
-layers of it (RTAL; Adi et al., USENIX Security 2018), for some tens of steps; then there is a new one. What a
+layers of it (RTAL; Adi et al., USENIX Security 2018), for sixteen steps; then there is a new one. What a
 penalty asks of the copy is pushed into the model's own weights, as if a step at one were a step at the
 other: the first-order shortcut of meta-learning (Finn et al., ICML 2017).
 """
@@ -25,7 +25,7 @@ from gradmark.protocols import Batch
 from gradmark.suspects.checks import brief, unwrap
 from gradmark.views import View
 
-_LIFE, _SETTLED = 48, 24  # steps of a copy, and how many of them before it is asked
+_LIFE, _SETTLED = 16, 2  # steps of a copy, and how many of them before it is asked: see decision 11
 _DECAY = 5e-4
 
 
