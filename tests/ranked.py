@@ -78,6 +78,7 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "ddp-reentrant": (lambda: ddp(Checkpointed(True)), {}),
     "ddp-ensemble": (lambda: ddp(network("vector")), {"scheme": "ensemble"}),
     "ddp-batch-norm": (lambda: ddp(Normed()), {"penalty_only": True}),
+    "ddp-rehearsal": (lambda: ddp(network("vector")), {"scheme": "ensemble", "rehearse": 0.01}),
     "fsdp2": (lambda: fsdp2(network("vector")), {}),
     "fsdp2-ensemble": (lambda: fsdp2(network("vector")), {"scheme": "ensemble"}),
     "fsdp1": (lambda: fsdp1(network("vector")), {}),
@@ -102,6 +103,7 @@ def run(case: str, rank: int, size: int) -> dict[str, Any]:
     only, scheme = more.pop("penalty_only", False), more.pop("scheme", "filter-gradient")
     model = make().train()
     marker = Marker(scheme_for(scheme, "vector"), KEY, SPECS["vector"], every=2, carriers=CARRIERS, **more)
+    marker._begun = lambda: True  # so few steps place nothing, and a rehearsal would wait
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     found: dict[str, Any] = {"losses": []}
     for step in range(STEPS):
