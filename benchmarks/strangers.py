@@ -4,7 +4,8 @@
     gradmark bench benchmarks/suites/cifar10-strangers.toml --out bench-cifar10-strangers
     gradmark bench benchmarks/suites/strangers-paths.toml --out bench-strangers-paths
     gradmark bench benchmarks/suites/strangers-features.toml --out bench-strangers-features
-    python benchmarks/strangers.py bench-strangers bench-cifar10-strangers bench-strangers-paths bench-strangers-features
+    gradmark bench benchmarks/suites/strangers-rehearsed.toml --out bench-strangers-rehearsed
+    python benchmarks/strangers.py bench-strangers* bench-cifar10-strangers
 
 Every key's reference comes from the same unmarked control, and its bits are drawn afterwards. Writes
 results/strangers.json, where rows of tasks and schemes that aren't given stay, and prints it as a table. Within a row keys are independent; the rows share their keys.
