@@ -117,6 +117,19 @@ def test_calibrated_the_model_is_as_confident_as_its_control(signed: Path) -> No
     assert run["confidence"]["marked"] == pytest.approx(run["confidence"]["control"], abs=1e-3)
 
 
+def test_how_the_mark_is_pushed_is_written_down(signed: Path) -> None:
+    out = signed / "rehearsed"
+    result = gradmark(
+        "embed", "--model", "tiny:net", "--weights", signed / "out" / "model.safetensors", "--data", "digits",
+        "--key", signed / "acme.key", "--out", out, "--epochs", 1, "--rehearse", 0.002, "--every", 2,
+        "--json",
+    )  # fmt: skip
+    assert result.code in (0, 1), result.err
+    assert json.loads(result.out)["push"] == {"carriers": 32, "every": 2, "rehearse": 0.002}
+    said = (out / "report.html").read_text()
+    assert "--every 2" in said and "--rehearse 0.002" in said
+
+
 def test_embed_writes_what_the_contract_says(signed: Path) -> None:
     out = signed / "out"
     assert {p.name for p in out.iterdir()} == {

@@ -122,6 +122,7 @@ def _embed(
         "scheme": {"name": scheme.name, "parameters": scheme.parameters()},
         "strength": marker.strength,
         "margin": marker.margin,
+        "push": {"carriers": marker.carriers, "every": marker.every, "rehearse": job.rehearse},
         "preflight": asdict(method),
         "seconds": {"marked": marked["seconds"], "control": control["seconds"]},
         "resumed": job.resume,
