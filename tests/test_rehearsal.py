@@ -13,10 +13,10 @@ from conformance import KEY, SPECS, inputs
 from gradmark import catalog
 from gradmark.data import Split
 from gradmark.embed import Marker, Recipe, train
-from gradmark.embed.rehearsal import Rehearsal, Thief
+from gradmark.embed.rehearsal import Rehearsal, Retrained
 from gradmark.ensemble import Ensemble
 from gradmark.errors import ModelError, UsageError
-from gradmark.protocols import Thief as Attacker
+from gradmark.protocols import Thief
 from gradmark.schemes.class_contrast import ClassContrast
 from gradmark.schemes.trigger import Trigger
 from gradmark.stats import run_test
@@ -53,7 +53,7 @@ def asked(thieves: Rehearsal, model: nn.Module, times: int, ready: bool = True) 
     return [i for i in range(times) if thieves.step(model, BATCH, ready) is not None]
 
 
-def settled(thieves: Rehearsal, model: nn.Module) -> Thief:
+def settled(thieves: Rehearsal, model: nn.Module) -> Retrained:
     while (thief := thieves.step(model, BATCH, True)) is None:
         pass
     return thief
@@ -87,15 +87,15 @@ def test_a_copy_learns_the_task_with_another_last_layer() -> None:
     while thieves.age < 15:
         thief = settled(thieves, model)
     assert not torch.allclose(thief.head.weight, model[4].weight, atol=0.05)
-    assert (thief.copy.eval()(X[:64]).argmax(1) == Y[:64]).float().mean() > 0.5
+    assert (thief.model.eval()(X[:64]).argmax(1) == Y[:64]).float().mean() > 0.5
     while thieves.age % 16:
         thieves.step(model, BATCH, True)
     thieves.step(model, BATCH, True)  # the next one starts from the model again
     step = 1.01 * 0.02 * (1 + 5e-4)
     assert thieves._thief is not None
-    first = thieves._thief.copy[0].weight
+    first = thieves._thief.model[0].weight
     assert (first - model[0].weight).abs().max() < step
-    assert (thief.copy[0].weight - model[0].weight).abs().max() > 3 * step
+    assert (thief.model[0].weight - model[0].weight).abs().max() > 3 * step
 
 
 def test_the_penalty_of_a_copy_is_carried_into_the_models_weights() -> None:
@@ -107,22 +107,22 @@ def test_the_penalty_of_a_copy_is_carried_into_the_models_weights() -> None:
     def loss(of: nn.Module) -> Tensor:
         return of.eval()(X[:9]).square().mean()
 
-    thief.carried(loss(thief.copy), model).mul(3).backward()
-    expected = torch.autograd.grad(loss(thief.copy), thief.copy[0].weight)[0]
+    thief.carried(loss(thief.model), model).mul(3).backward()
+    expected = torch.autograd.grad(loss(thief.model), thief.model[0].weight)[0]
     torch.testing.assert_close(model[0].weight.grad, 3 * expected)
     assert not torch.allclose(torch.autograd.grad(loss(model), model[0].weight)[0], expected, rtol=0.1)
     assert model[0].bias.grad is None
     assert model[4].weight.grad is None  # whose layer the thief threw away
-    assert all(p.grad is None for p in thief.copy.parameters())
+    assert all(p.grad is None for p in thief.model.parameters())
 
 
 def test_under_autocast_the_copy_is_asked_as_it_is_after_its_step() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         thief = settled(rehearsal(0.5), net())
-        thief.copy.eval()
-        within = thief.copy(X[:9])
+        thief.model.eval()
+        within = thief.model(X[:9])
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(thief.copy(X[:9]), within)
+        assert torch.equal(thief.model(X[:9]), within)
 
 
 def test_a_resumed_run_goes_on_to_the_same_penalties() -> None:
@@ -149,7 +149,7 @@ def test_a_state_that_was_only_loaded_is_saved_whole() -> None:
     one, other = resumed.step(model, BATCH, True), thieves.step(model, BATCH, True)
     assert one is not None
     assert other is not None
-    for p, q in zip(one.copy.parameters(), other.copy.parameters(), strict=True):
+    for p, q in zip(one.model.parameters(), other.model.parameters(), strict=True):
         assert torch.equal(p, q)
 
 
@@ -191,9 +191,7 @@ def test_who_retrains_all_layers_at_the_owners_rate_keeps_the_mark() -> None:
             Ensemble((Trigger(bits=48),)), KEY, SPECS["vector"], every=1, strength=1.0, rehearse=rehearse
         )
         train(model, Split(X, Y, SPECS["vector"]), Recipe(epochs=120), marker=rider)
-        thief = Attacker(
-            SPECS["vector"], X[:96], Y[:96], fresh=net, lr=rate, optimizer="adamw", batch_size=32
-        )
+        thief = Thief(SPECS["vector"], X[:96], Y[:96], fresh=net, lr=rate, optimizer="adamw", batch_size=32)
         found = []
         for i in range(3):
             stolen = catalog.attack("rtal", {"epochs": 10}).run(

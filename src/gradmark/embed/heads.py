@@ -46,6 +46,19 @@ def output_layer(model: nn.Module, x: Tensor) -> Any:
     return None
 
 
+def replaceable(model: nn.Module, batch: Batch) -> nn.Linear | None:
+    """The last layer of ``model`` if a thief could draw it anew and train it on the labels of ``batch``.
+
+    None where the model is a view of another task, sharded or doesn't end in a linear layer, and where labels
+    aren't classes. Called where a forward pass may leave its traces, as in batch-norm statistics.
+    """
+    x, labels = batch
+    if isinstance(model, View) or sharded(model) or labels.ndim != 1 or labels.is_floating_point():
+        return None
+    head = output_layer(model, x[:2])
+    return head if isinstance(head, nn.Linear) else None
+
+
 class NewHead:
     """The layer, beside the model's own, from its drawing through a little training to the next drawing."""
 
@@ -62,15 +75,11 @@ class NewHead:
     def through(self, model: nn.Module, batch: Batch) -> AbstractContextManager[None] | None:
         """Train the layer on ``batch``; a block within which ``model`` answers through it, or None.
 
-        None where this penalty is the own last layer's. Always so where the model is a view of another task,
-        sharded or doesn't end in a linear layer, and where labels aren't classes. Called in the mode in
-        which the penalty is taken.
+        None where this penalty is the own last layer's, and where it isn't :func:`replaceable`. Called
+        in the mode in which the penalty is taken.
         """
         x, labels = batch
-        if isinstance(model, View) or sharded(model) or labels.ndim != 1 or labels.is_floating_point():
-            return None
-        head = output_layer(model, x[:2])
-        if not isinstance(head, nn.Linear):
+        if (head := replaceable(model, batch)) is None:
             return None
         layer, optimizer = self._current(head, x.device)
         _train(layer, optimizer, _features(model, head, x), labels)

@@ -214,8 +214,8 @@ class Marker:
         if not self.rehearsal or not (thief := self.rehearsal.step(model, own, self._begun())):
             return torch.zeros((), device=own[0].device)
         everything = list(range(len(self.parts)))
-        with penalty_mode(thief.copy, self.method):
-            return thief.carried(self._pull(thief.copy, own, everything, self.rehearsal.evidence), model)
+        with penalty_mode(thief.model, self.method):
+            return thief.carried(self._pull(thief.model, own, everything, self.rehearsal.evidence), model)
 
     def _begun(self) -> bool:
         """Whether most margins are met in the model's own last layer: others may claim some of the push."""

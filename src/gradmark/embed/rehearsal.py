@@ -18,22 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmark.embed.evidence import Evidence
-from gradmark.embed.heads import output_layer
-from gradmark.embed.wrappers import Given, needs_whole_backward, sharded, weight_gradients
+from gradmark.embed.heads import replaceable
+from gradmark.embed.wrappers import Given, needs_whole_backward, weight_gradients
 from gradmark.errors import ModelError, UsageError
 from gradmark.protocols import Batch
 from gradmark.suspects.checks import brief, unwrap
-from gradmark.views import View
 
 _LIFE, _SETTLED = 16, 2  # steps of a copy, and how many of them before it is asked: see decision 11
 _DECAY = 5e-4
 
 
 @dataclass(frozen=True)
-class Thief:
-    """His copy of the model, and its last layer, which was drawn anew."""
+class Retrained:
+    """A thief's copy of the model, and its last layer, which was drawn anew."""
 
-    copy: nn.Module
+    model: nn.Module
     head: nn.Linear
     optimizer: torch.optim.AdamW
 
@@ -42,10 +41,10 @@ class Thief:
         own = {id(p) for p in self.head.parameters()}
         pairs = [
             (p, q)
-            for p, q in zip(model.parameters(), self.copy.parameters(), strict=True)
+            for p, q in zip(model.parameters(), self.model.parameters(), strict=True)
             if p.requires_grad and id(q) not in own
         ]
-        whole = needs_whole_backward(self.copy, loss)
+        whole = needs_whole_backward(self.model, loss)
         gradients = weight_gradients(loss, [q for _, q in pairs], whole=whole)
         found: Tensor = Given.apply(loss.detach(), *(p for p, _ in pairs), *gradients)  # type: ignore[no-untyped-call]
         return found
@@ -65,10 +64,10 @@ class Rehearsal:
             )
         self.rate, self.seed, self.age = rate, seed, 0
         self.evidence = Evidence(mark)
-        self._thief: Thief | None = None
+        self._thief: Retrained | None = None
         self._state: dict[str, Any] | None = None  # of a resumed run, until the model is known
 
-    def step(self, model: nn.Module, batch: Batch, ready: bool) -> Thief | None:
+    def step(self, model: nn.Module, batch: Batch, ready: bool) -> Retrained | None:
         """Let the thief take a step on ``batch``: inputs (b, *shape), labels (b,). He, if he is to be asked.
 
         ``ready``: whether a new copy may be begun. Model and global random state stay as they are. Raises
@@ -85,7 +84,7 @@ class Rehearsal:
                 group["lr"] = self.rate * 0.5 * (1 + math.cos(math.pi * (self.age % _LIFE) / _LIFE))
             thief.optimizer.zero_grad()
             with torch.enable_grad():
-                loss = F.cross_entropy(unwrap(thief.copy(x)).float(), labels)
+                loss = F.cross_entropy(unwrap(thief.model(x)).float(), labels)
                 if not bool(torch.isfinite(loss)):
                     raise ModelError("The rehearsed thief's training diverged", fix="lower his rate")
                 loss.backward()
@@ -100,25 +99,22 @@ class Rehearsal:
         state = {"age": self.age, **self.evidence.state()}
         if self._thief is not None:
             thief = self._thief
-            return {**state, "copy": thief.copy.state_dict(), "optimizer": thief.optimizer.state_dict()}
+            return {**state, "copy": thief.model.state_dict(), "optimizer": thief.optimizer.state_dict()}
         return state if self._state is None else {**self._state, **state}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.evidence.load(state)
         self.age, self._state, self._thief = int(state["age"]), copy.deepcopy(state), None
 
-    def _current(self, model: nn.Module, batch: Batch) -> Thief:
+    def _current(self, model: nn.Module, batch: Batch) -> Retrained:
         if self._thief is not None and self.age % _LIFE:
             return self._thief
-        if isinstance(model, View) or sharded(model) or batch[1].ndim != 1 or batch[1].is_floating_point():
-            raise _unable("what gives class scores by itself, unsharded", type(model).__name__)
         try:
             made = copy.deepcopy(model)
-        except Exception as cause:  # a stranger's module may refuse in any way
-            raise _unable("a model that can be copied", brief(cause)) from cause
-        head = output_layer(made, batch[0][:2])
-        if not isinstance(head, nn.Linear):
-            raise _unable("a model that ends in a linear layer", type(head).__name__)
+        except Exception as cause:  # a stranger's module may refuse in any way; sharded ones do
+            raise _unable(brief(cause)) from cause
+        if (head := replaceable(made, batch)) is None:
+            raise _unable(type(model).__name__)
         anew = nn.Linear(head.in_features, head.out_features, head.bias is not None)
         with torch.no_grad():
             for p, q in zip(head.parameters(), anew.parameters(), strict=True):
@@ -128,11 +124,14 @@ class Rehearsal:
         if self._state is not None and "copy" in self._state and self.age % _LIFE:
             made.load_state_dict(self._state["copy"])
             optimizer.load_state_dict(self._state["optimizer"])
-        self._thief, self._state = Thief(made, head, optimizer), None
+        self._thief, self._state = Retrained(made, head, optimizer), None
         return self._thief
 
 
-def _unable(expected: str, found: str) -> UsageError:
+def _unable(found: str) -> UsageError:
     return UsageError(
-        "A thief can't be rehearsed on this model", expected=expected, found=found, fix="Leave `rehearse` out"
+        "A thief can't be rehearsed on this model",
+        expected="one that can be copied, unsharded, whose class scores leave a linear layer",
+        found=found,
+        fix="Leave `rehearse` out",
     )
