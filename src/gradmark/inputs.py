@@ -11,6 +11,7 @@ from gradmark.keys import OwnerKey
 from gradmark.protocols import ModelSpec
 
 _COARSE = {"image": 4, "signal": 32}  # independent values along each axis, at most
+PATTERNS = ("smooth", "two-tone")
 _LOUDNESS = 0.1  # of a signal, relative to half its range: that of natural sound
 
 
@@ -37,12 +38,18 @@ def smooth_noise(key: OwnerKey, spec: ModelSpec, n: int, *, purpose: str, contex
     return flat.float().reshape(n, *shape)
 
 
-def secret_inputs(key: OwnerKey, spec: ModelSpec, n: int, *, purpose: str, context: bytes) -> Tensor:
+def secret_inputs(
+    key: OwnerKey, spec: ModelSpec, n: int, *, purpose: str, context: bytes, pattern: str = "smooth"
+) -> Tensor:
     """(n, *shape) legal inputs made of :func:`smooth_noise`.
 
     A quarter of the range about its middle for images and bounded vectors, a tenth of full loudness
     for signals, one natural unit for what is unbounded. Of tokens: rows of any, one after the other.
+    ``pattern``: ``two-tone`` leaves the noise's sign, at twice that size: every pixel is at one bound or
+    the other, further from what blur and weak contrast make of natural inputs.
     """
+    if pattern not in PATTERNS:
+        raise UsageError("No such pattern of secret inputs", expected=" or ".join(PATTERNS), found=pattern)
     if spec.domain == "tokens":
         words = key.integers(purpose, n * spec.input_shape[0], spec.levels or 1, context=context)
         return torch.from_numpy(words).reshape(n, *spec.input_shape).float()
@@ -51,4 +58,6 @@ def secret_inputs(key: OwnerKey, spec: ModelSpec, n: int, *, purpose: str, conte
     if spec.low is not None and spec.high is not None:
         middle, half = (spec.low + spec.high) / 2, (spec.high - spec.low) / 2
         size = half * (_LOUDNESS if spec.domain == "signal" else 0.5)
+    if pattern == "two-tone":
+        noise = torch.where(noise > 0, 2.0, -2.0)
     return spec.snap(middle + size * noise)

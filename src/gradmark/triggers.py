@@ -42,7 +42,9 @@ class TriggerMark:
         return torch.where(self.bits > 0, self.pairs[:, 0], self.pairs[:, 1])
 
 
-def trigger_mark(key: OwnerKey, spec: ModelSpec, n: int, context: bytes) -> TriggerMark:
+def trigger_mark(
+    key: OwnerKey, spec: ModelSpec, n: int, context: bytes, pattern: str = "smooth"
+) -> TriggerMark:
     """Derive triggers, pairs and bits. Raises UsageError on less than one trigger or two classes."""
     if n < 1 or spec.n_classes < 2:
         raise UsageError("A mark needs at least one trigger and two classes", found=f"{n}, {spec.n_classes}")
@@ -50,7 +52,7 @@ def trigger_mark(key: OwnerKey, spec: ModelSpec, n: int, context: bytes) -> Trig
     further = torch.from_numpy(key.integers("other classes", n, spec.n_classes - 1, context=context))
     pairs = torch.stack([first, (first + 1 + further) % spec.n_classes], 1)
     bits = torch.from_numpy(key.uniform_bits("bits", n, context=context)).float()
-    inputs = secret_inputs(key, spec, n, purpose="triggers", context=context)
+    inputs = secret_inputs(key, spec, n, purpose="triggers", context=context, pattern=pattern)
     return TriggerMark(spec, bits, inputs, pairs)
 
 

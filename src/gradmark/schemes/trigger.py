@@ -29,23 +29,26 @@ from gradmark.triggers import (
 
 @dataclass(frozen=True)
 class Trigger:
-    """``bits``: how many triggers."""
+    """``bits``: how many triggers. ``pattern``: ``smooth`` ones, or of the ``two-tone`` kind
+    (:func:`gradmark.inputs.secret_inputs`), which harm less under blur and weak contrast."""
 
     bits: int = 64
+    pattern: str = "smooth"
 
     name: ClassVar[str] = "trigger"
     needs: ClassVar[Access] = "black"
     reads: ClassVar[str] = "scores"
 
     def parameters(self) -> dict[str, Any]:
-        return asdict(self)
+        # Marks made before there was another pattern keep their bytes.
+        return {n: v for n, v in asdict(self).items() if (n, v) != ("pattern", "smooth")}
 
     def mark(self, key: OwnerKey, spec: ModelSpec) -> TriggerMark:
         """Derive triggers, classes and bits. Raises UsageError on impossible settings."""
         context = canonical_json(
             {"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()}
         )
-        return trigger_mark(key, spec, self.bits, context)
+        return trigger_mark(key, spec, self.bits, context, self.pattern)
 
     def probe(
         self, mark: TriggerMark, model: nn.Module, batch: Batch, generator: torch.Generator, method: str
