@@ -34,6 +34,8 @@ SEED = 77_000
 FILTER = FilterGradient(bits=128, kernel_size=5, step=0.1)
 ALL = (FILTER, ClassContrast(), Trigger())
 MORE = (FILTER, ClassContrast(), Trigger(bits=128))
+TONES = (FILTER, ClassContrast(), Trigger(pattern="two-tone"))
+MORE_TONES = (FILTER, ClassContrast(), Trigger(bits=128, pattern="two-tone"))
 ATTACKS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("output-round", {"decimals": 1}), ("output-top1", {}), ("distill", {"temperature": 1.0}), ("distill", {}), ("finetune", {}),
     ("rtll", {}), ("rtal", {}),
@@ -65,6 +67,7 @@ VARIANTS = {
     "class-contrast alone": Variant((ClassContrast(),)),
     "filter-gradient alone": Variant((FILTER,)),
     "trigger alone": Variant((Trigger(),)),
+    "trigger alone, two-tone": Variant((Trigger(pattern="two-tone"),)),
     "all three (default)": Variant(),
     "all three, no new heads": Variant(new_heads=False),
     "all three, equal shares": Variant(even=True),
@@ -76,6 +79,9 @@ VARIANTS = {
     "all three, 128 triggers": Variant(MORE),
     "all three, rehearsed": Variant(rehearse=RECIPE.lr),
     "all three, 128 triggers, rehearsed": Variant(MORE, rehearse=RECIPE.lr),
+    "all three, two-tone triggers": Variant(TONES),
+    "all three, 128 two-tone triggers": Variant(MORE_TONES),
+    "all three, 128 two-tone triggers, rehearsed": Variant(MORE_TONES, rehearse=RECIPE.lr),
 }
 SHOWN = (
     "accuracy",
