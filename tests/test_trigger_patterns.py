@@ -47,3 +47,9 @@ def test_smooth_triggers_are_written_down_as_before():
 def test_the_pattern_sets_the_mark_apart():
     smooth, two = (Trigger(pattern=p).mark(KEY, IMAGE) for p in ("smooth", "two-tone"))
     assert not torch.equal(smooth.pairs, two.pairs)
+
+
+def test_a_two_tone_trigger_stays_what_it_is_for_ever():
+    x = secret_inputs(KEY, IMAGE, 1, purpose="t", context=b"", pattern="two-tone")
+    said = "".join(str(int(v)) for v in x[0, 0].flatten())
+    assert said == "0000111110011111111111100111111000111110001100011100000011000000"
