@@ -27,10 +27,10 @@ def babble(data: Data, n: int, generator: torch.Generator) -> Tensor:
     return data.spec.snap(total / 2)
 
 
-def experiment(unseen: int | None = None, epochs: int = 25, name: str = "speech") -> Experiment:
+def experiment(name: str = "speech", unseen: int | None = None, epochs: int = 25) -> Experiment:
     """From scratch on 2,700 recordings; 300 of the same six speakers to test."""
     return Experiment(
-        task=Speech(name if unseen is None else f"speech-{unseen}", unseen=unseen),
+        task=Speech(name, unseen=unseen),
         other=speech_other,
         recipe=Recipe(epochs=epochs, lr=5e-3),
         surrogate=babble,
@@ -46,17 +46,17 @@ def experiment(unseen: int | None = None, epochs: int = 25, name: str = "speech"
 
 def longer() -> Experiment:
     """Network, control and siblings trained for twice as long."""
-    return experiment(epochs=50, name="speech-long")
+    return experiment("speech-long", epochs=50)
 
 
 def without1() -> Experiment:
     """One speaker of six is never heard in training; fewer epochs."""
-    return experiment(1, 6)
+    return experiment("speech-1", 1, 6)
 
 
 def without2() -> Experiment:
-    return experiment(2, 6)
+    return experiment("speech-2", 2, 6)
 
 
 def without3() -> Experiment:
-    return experiment(3, 6)
+    return experiment("speech-3", 3, 6)

@@ -30,7 +30,7 @@ from gradmark.triggers import (
 @dataclass(frozen=True)
 class Trigger:
     """``bits``: how many triggers. ``pattern``: ``smooth`` ones, or of the ``two-tone`` kind
-    (:func:`gradmark.inputs.secret_inputs`), which harm less under blur and weak contrast."""
+    (:func:`gradmark.inputs.secret_inputs`), less like blurred and faded natural inputs."""
 
     bits: int = 64
     pattern: str = "smooth"
