@@ -122,12 +122,14 @@ def test_how_the_mark_is_pushed_is_written_down(signed: Path) -> None:
     result = gradmark(
         "embed", "--model", "tiny:net", "--weights", signed / "out" / "model.safetensors", "--data", "digits",
         "--key", signed / "acme.key", "--out", out, "--epochs", 1, "--rehearse", 0.002, "--every", 2,
-        "--json",
+        "--soften", 0.3, "--json",
     )  # fmt: skip
     assert result.code in (0, 1), result.err
-    assert json.loads(result.out)["push"] == {"carriers": 32, "every": 2, "rehearse": 0.002}
+    assert json.loads(result.out)["push"] == {
+        "carriers": 32, "every": 2, "rehearse": 0.002, "soften": 0.3
+    }  # fmt: skip
     said = (out / "report.html").read_text()
-    assert "--every 2" in said and "--rehearse 0.002" in said
+    assert all(option in said for option in ("--every 2", "--rehearse 0.002", "--soften 0.3"))
 
 
 def test_embed_writes_what_the_contract_says(signed: Path) -> None:

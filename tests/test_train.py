@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,20 @@ def test_a_killed_run_ends_as_one_that_wasnt(
     assert again == history
     pairs = zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_what_an_accelerator_began_is_finished_without_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(LOOP, "_SAVE_SECONDS", -1.0)
+    path, away = tmp_path / "here.pt", tmp_path / "away.pt"
+    history = train(fresh(), DATA, RECIPE, marker=marker(), checkpoint=path)
+    with zipfile.ZipFile(path) as here, zipfile.ZipFile(away, "w") as there:
+        for name in here.namelist():  # where every tensor says that it lay, in a word as long
+            there.writestr(name, here.read(name).replace(b"\x03\0\0\0cpu", b"\x03\0\0\0xpu"))
+    with pytest.raises(RuntimeError, match=r"(?i)xpu"):
+        torch.load(away, weights_only=True)
+    assert train(fresh(), DATA, RECIPE, marker=marker(), checkpoint=away) == history
 
 
 def test_the_world_outside_stays() -> None:

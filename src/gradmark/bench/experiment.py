@@ -114,7 +114,7 @@ class Experiment:
 
 _NAMES = ("digits", "speech", "tabular", "cifar10", "faces")
 BUILT_IN = {name: f"gradmark.bench.{name}:experiment" for name in _NAMES}
-BUILT_IN["cifar10-wide"] = "gradmark.bench.cifar10:wide"
+BUILT_IN |= {f"cifar10-{kind}": f"gradmark.bench.cifar10:{kind}" for kind in ("long", "wide")}
 BUILT_IN["speech-long"] = "gradmark.bench.speech:longer"
 BUILT_IN |= {f"faces-{fold}": f"gradmark.bench.faces:fold{fold}" for fold in (1, 2, 3)}
 BUILT_IN |= {f"speech-{unseen}": f"gradmark.bench.speech:without{unseen}" for unseen in (1, 2, 3)}

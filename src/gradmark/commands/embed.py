@@ -122,7 +122,12 @@ def _embed(
         "scheme": {"name": scheme.name, "parameters": scheme.parameters()},
         "strength": marker.strength,
         "margin": marker.margin,
-        "push": {"carriers": marker.carriers, "every": marker.every, "rehearse": job.rehearse},
+        "push": {
+            "carriers": marker.carriers,
+            "every": marker.every,
+            "rehearse": job.rehearse,
+            "soften": marker.soften,
+        },
         "preflight": asdict(method),
         "seconds": {"marked": marked["seconds"], "control": control["seconds"]},
         "resumed": job.resume,

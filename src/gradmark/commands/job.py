@@ -32,6 +32,7 @@ SMOOTHING = 0.1
 """Label smoothing of the marked model: what it keeps back from the labels shows how wrong classes compare,
 also through rounded scores and to a student. The control is what the owner would have without gradmark."""
 _RATE_TUNED = 1 / 4  # of the learning rate from scratch
+_PUSH = ("margin", "carriers", "every", "rehearse", "soften")  # the Marker's own arguments
 
 
 @dataclass(frozen=True)
@@ -66,6 +67,7 @@ class EmbedJob:
     carriers: int | None = None
     every: int | None = None
     rehearse: float | None = None
+    soften: float | None = None
 
     def __post_init__(self) -> None:
         if self.task is not None and self.calibrate:
@@ -104,7 +106,7 @@ class EmbedJob:
             ) from error
 
     def marker(self, scheme: Scheme, data: Data, method: str) -> Marker:
-        own = {name: getattr(self, name) for name in ("margin", "carriers", "every", "rehearse")}
+        own = {name: getattr(self, name) for name in _PUSH}
         given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
         return Marker(
             scheme,
@@ -121,8 +123,7 @@ class EmbedJob:
 
     def other_options(self) -> list[str]:
         """What the command line was given beyond what every run names, for a report to repeat."""
-        names = ("target_p", "bits", "lr", "batch_size", "optimizer", "augment", "strength", "margin",
-                 "carriers", "every", "rehearse")  # fmt: skip
+        names = ("target_p", "bits", "lr", "batch_size", "optimizer", "augment", "strength", *_PUSH)
         given = {name: getattr(self, name) for name in names} | {
             "method": None if self.method == "auto" else self.method,
             "weights": None if self.weights is None else "WEIGHTS.safetensors",
@@ -196,6 +197,7 @@ def identity(job: EmbedJob, recipe: Recipe, scheme: Scheme, data: Data, model: n
         "carriers": job.carriers,
         "every": job.every,
         "rehearse": job.rehearse,
+        "soften": job.soften,
         "budget": job.budget,
         "strength": job.strength,
         "margin": job.margin,

@@ -19,15 +19,10 @@ from gradmark.embed.preflight import METHODS, choose_method
 from gradmark.embed.ranks import Ranks
 from gradmark.embed.rehearsal import Rehearsal
 from gradmark.embed.shared import from_scores, rides, shared
+from gradmark.embed.soften import check_soften, unlikeness
 from gradmark.embed.status import MarkStatus
 from gradmark.embed.wrappers import (
-    at_once,
-    bare,
-    needs_whole_backward,
-    norm_of,
-    sharded,
-    trainable,
-    weight_gradients,
+    at_once, bare, needs_whole_backward, norm_of, sharded, trainable, weight_gradients,
 )  # fmt: skip
 from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
@@ -62,7 +57,8 @@ class Marker:
     whether they fade. ``new_heads`` takes a quarter of the penalties, once two thirds of the margins are
     met, through a last layer trained anew (:mod:`gradmark.embed.heads`; by default as the scheme has it).
     ``rehearse``: the rate of a thief who retrains copies of the model from then on, which are asked too
-    (:mod:`gradmark.embed.rehearsal`); AdamW's, as high as your own.
+    (:mod:`gradmark.embed.rehearsal`); AdamW's, as high as your own. ``soften``: the weight with which blurred
+    and faded carriers are to be answered as they are themselves (:mod:`gradmark.embed.soften`).
 
     Where a process group is running, all its processes make the same calls and carry one mark together
     (:mod:`gradmark.embed.ranks`): ``carriers`` counts the inputs of all of them. Add the penalty to the
@@ -87,6 +83,7 @@ class Marker:
         ease: bool = False,
         new_heads: bool | None = None,
         rehearse: float | None = None,
+        soften: float = 0.0,
         test: TestName = "signed-rank",
         seed: int = 0,
         task_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
@@ -102,20 +99,19 @@ class Marker:
                 expected="target_log10_p < 0; budget, margin > 0; carriers, every >= 1",
                 found=f"{target_log10_p=}, {budget=}, {margin=}, {carriers=}, {every=}",
             )
-        self.scheme, self.spec, self.test = scheme, spec, test
+        check_soften(soften, spec)
+        self.scheme, self.spec, self.test, self.soften = scheme, spec, test, soften
         self.mark = scheme.mark(key, spec)
         self.target_log10_p, self.margin, self.carriers, self.every = target_log10_p, margin, carriers, every
         self.strength = budget * STRENGTH_PER_POINT if strength is None else strength
         self.fixed_weight, self.method, self.lean, self.ease = weight, method, lean, ease
-        self.task_loss = task_loss
-        self.generator = torch.Generator().manual_seed(seed)
+        self.task_loss, self.generator = task_loss, torch.Generator().manual_seed(seed)
         wanted = bool(getattr(scheme, "new_heads", False)) if new_heads is None else new_heads
         self.head = NewHead(seed) if wanted else None
         self.rehearsal = None if rehearse is None else Rehearsal(self.mark, rehearse, seed)
         self.evidence, self._through_head = Evidence(self.mark), Evidence(self.mark)
-        self.parts = self.evidence.sizes
+        self.parts, self.balance = self.evidence.sizes, Balance()
         self._steps, self._penalties, self._recomputes = 0, 0, False
-        self.balance = Balance()
 
     def __repr__(self) -> str:
         return f"Marker({self.scheme!r}, strength={self.strength}, method={self.method!r})"
@@ -157,7 +153,7 @@ class Marker:
         ):
             told = told if seen is self.evidence else None
             # What is checkpointed runs again in the backward pass, which has to come in this mode.
-            if (self.lean or self._recomputes) and not sharded(model):
+            if now := (self.lean or self._recomputes) and not sharded(model):
                 loss, norm = at_once(self._one_by_one(model, some, due, seen), model)
             else:
                 loss, norm = self._pull(model, some, due, seen, told), None
@@ -166,7 +162,11 @@ class Marker:
                 self._balance(model, loss, norm, own)
                 self._keep_step(ranks, batch[0])
         self._penalties += 1
-        return self.balance.weight * (loss + self._rehearsed(model, own))
+        loss = self.balance.weight * (loss + self._rehearsed(model, own))
+        if not self.soften:
+            return loss
+        with penalty_mode(model, self.method):
+            return loss + self.soften * self.every * unlikeness(model, some[0], self.generator, now)
 
     def status(self) -> MarkStatus:
         """Bits matched and the p-value expected of a verification, from recent training carriers."""
@@ -290,11 +290,6 @@ class Marker:
 
     def _keep_step(self, ranks: Ranks, like: Tensor) -> None:
         """Processes compute the same, but unlike devices round differently: now and then 0's word counts."""
-        state = self.state_dict()
-        running = self._running()
-        numbers = torch.tensor(state["numbers"], dtype=torch.float64)
-        known = ranks.agree(torch.cat([*running.values(), numbers]), like)
         if ranks.size > 1:
-            *rows, numbers = known.split([len(row) for row in (*running.values(), numbers)])
-            now = dict(zip(running, rows, strict=True)) | {"numbers": numbers.tolist()}
-            self.load_state_dict({**state, **now})
+            state = self.state_dict()
+            self.load_state_dict({**state, **ranks.agreed(self._running(), state["numbers"], like)})

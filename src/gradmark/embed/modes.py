@@ -47,7 +47,17 @@ def penalty_mode(model: nn.Module, method: str = "central-difference") -> Iterat
 def scores_beside(model: nn.Module, natural: Tensor, x: Tensor) -> Tensor:
     """Scores (m, C) of secret inputs ``x`` (m, *shape) as training leaves them, at least float32.
 
-    Batch norms that are training take their statistics from ``natural`` (b, *shape) alone, which goes
+    Batch norms that are training take their statistics from ``natural`` alone; see :func:`scores_of_both`.
+    """
+    if not any(isinstance(m, _BatchNorm) and m.training for m in model.modules()):
+        return wide(unwrap(model(x)))
+    return scores_of_both(model, natural, x)[1]
+
+
+def scores_of_both(model: nn.Module, natural: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Scores (b, C) of ``natural`` (b, *shape) and (m, C) of ``x`` (m, *shape), in float32 at least.
+
+    Batch norms that are training take their statistics from ``natural`` alone, which goes
     through the model beside ``x``: secret inputs look like no others, and what a norm makes of a batch
     of them is not what it will make of them when the owner asks. Raises ModelError where a norm doesn't get a
     row for each input, so that it can't be told which are natural.
@@ -71,11 +81,10 @@ def scores_beside(model: nn.Module, natural: Tensor, x: Tensor) -> Tensor:
             y = y * norm.weight.to(y).reshape(shape) + norm.bias.to(y).reshape(shape)
         return y.to(inputs[0])
 
-    if not norms:
-        return wide(unwrap(model(x)))
     handles = [norm.register_forward_hook(normalised) for norm in norms]
     try:
-        return wide(unwrap(model(torch.cat([natural, x]))))[n:]
+        scores = wide(unwrap(model(torch.cat([natural, x]))))
     finally:
         for handle in handles:
             handle.remove()
+    return scores[:n], scores[n:]

@@ -48,13 +48,13 @@ class Ranks:
         dist.all_reduce(least, dist.ReduceOp.MIN)
         return self._all(x[: int(least)].detach()), self._all(targets[: int(least)])
 
-    def agree(self, numbers: Tensor, like: Tensor) -> Tensor:
-        """Process 0's ``numbers``, by way of the device of ``like``."""
-        if self.size == 1:
-            return numbers
-        moved = numbers.to(like.device)
+    def agreed(self, running: dict[str, Tensor], numbers: list[float], like: Tensor) -> dict[str, Any]:
+        """Process 0's ``running`` rows and ``numbers``, by way of the device of ``like``."""
+        rows = [*running.values(), torch.tensor(numbers, dtype=torch.float64)]
+        moved = torch.cat(rows).to(like.device)
         dist.broadcast(moved, 0)
-        return moved.to(numbers.device)
+        *kept, told = moved.to(rows[0].device).split([len(row) for row in rows])
+        return {**dict(zip(running, kept, strict=True)), "numbers": told.tolist()}
 
     @contextmanager
     def sharing(self, model: nn.Module, able: bool) -> Iterator[None]:

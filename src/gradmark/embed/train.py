@@ -268,7 +268,7 @@ def _resume(
 def _load(path: Path, run: dict[str, Any]) -> dict[str, Any]:
     """The checkpoint of this ``run``: stage, recipe and identity."""
     try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         differ = [name for name, value in run.items() if {"identity": "", **state}[name] != value]
     except Exception as cause:  # torch raises many kinds on damaged files
         raise ResumeError("The checkpoint can't be read", found=brief(cause), fix="start afresh") from cause

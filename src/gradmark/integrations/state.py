@@ -28,7 +28,7 @@ def load_marker(marker: Marker, folder: Path) -> None:
     """Take up what :func:`save_marker` wrote. ResumeError where it is missing, damaged or another's."""
     path = folder / NAME
     try:
-        state = torch.load(path, weights_only=True)
+        state = torch.load(path, map_location="cpu", weights_only=True)
         same = state["readings"].shape == marker.state_dict()["readings"].shape
     except Exception as cause:  # torch raises many kinds on damaged files
         raise ResumeError(
