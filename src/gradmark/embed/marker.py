@@ -22,7 +22,13 @@ from gradmark.embed.shared import from_scores, rides, shared
 from gradmark.embed.soften import check_soften, unlikeness
 from gradmark.embed.status import MarkStatus
 from gradmark.embed.wrappers import (
-    at_once, bare, needs_whole_backward, norm_of, sharded, trainable, weight_gradients,
+    at_once,
+    bare,
+    needs_whole_backward,
+    norm_of,
+    sharded,
+    trainable,
+    weight_gradients,
 )  # fmt: skip
 from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
@@ -165,8 +171,7 @@ class Marker:
         loss = self.balance.weight * (loss + self._rehearsed(model, own))
         if not self.soften:
             return loss
-        with penalty_mode(model, self.method):
-            return loss + self.soften * self.every * unlikeness(model, some[0], self.generator, now)
+        return loss + self.soften * self.every * unlikeness(model, some[0], self.generator, self.method, now)
 
     def status(self) -> MarkStatus:
         """Bits matched and the p-value expected of a verification, from recent training carriers."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmark.embed.modes import scores_of_both
+from gradmark.embed.modes import penalty_mode, scores_of_both
 from gradmark.embed.wrappers import at_once
 from gradmark.errors import UsageError
 from gradmark.protocols import ModelSpec
@@ -43,12 +43,16 @@ def softened(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
     return torch.where(draw[1] < 0.5, faded, blurred)
 
 
-def unlikeness(model: nn.Module, x: Tensor, generator: torch.Generator, now: bool = False) -> Tensor:
+def unlikeness(
+    model: nn.Module, x: Tensor, generator: torch.Generator, method: str = "exact", now: bool = False
+) -> Tensor:
     """Cross-entropy of the answers to softened ``x`` (n, c, h, w) against those to ``x``, which stay.
 
-    Batch norms in training take their statistics from ``x``, as they will from natural inputs later. ``now``:
-    with the weights' gradients taken at once, and no graph.
+    The model is in the penalties' mode: batch norms in training take their statistics from ``x``, as they
+    will from natural inputs later. ``method``: the penalties'. ``now``: with the weights' gradients taken at
+    once, and no graph.
     """
-    own, soft = scores_of_both(model, x, softened(x, generator))
-    loss = F.cross_entropy(soft, own.detach().softmax(1))
-    return at_once(iter([loss]), model)[0] if now else loss
+    with penalty_mode(model, method):
+        own, soft = scores_of_both(model, x, softened(x, generator))
+        loss = F.cross_entropy(soft, own.detach().softmax(1))
+        return at_once(iter([loss]), model)[0] if now else loss
