@@ -21,6 +21,7 @@ import torch
 
 import tiny
 from commandline import Outcome, gradmark, refused
+from conformance import SPECS
 from gradmark import catalog
 from gradmark.codec import MarkFile
 from gradmark.commands.job import EmbedJob, fitting
@@ -406,6 +407,31 @@ def test_a_report_repeats_what_was_asked_for(tmp_path: Path) -> None:
     scheme = asked.scheme_value(data.spec)
     assert asked.marker(scheme, data, "exact").target_log10_p == pytest.approx(-9)
     assert job.marker(scheme, data, "exact").target_log10_p == Ensemble.target_log10_p
+
+
+def test_hardened_is_a_word_for_several_options(tmp_path: Path) -> None:
+    job = EmbedJob("tiny:net", "digits", OwnerKey.from_seed(5), tmp_path, hardened=True, lr=0.004)
+    assert job.other_options() == ["--lr 0.004", "--hardened"]
+    data, _ = fitting(job)
+    scheme = job.scheme_value(data.spec)
+    options = {f"trigger.{n}": v for n, v in (("bits", 128), ("pattern", "two-tone"))}
+    assert scheme.parameters() == replace(
+        job, hardened=False, options=tuple(options.items())
+    ).scheme_value(data.spec).parameters()  # fmt: skip
+    marker = job.marker(scheme, data, "exact")
+    assert marker.rehearsal is not None
+    assert (marker.rehearsal.rate, marker.soften) == (0.004, 0.3)
+    gentler = replace(job, soften=0.1, rehearse=0.001, options=(("trigger.bits", 32),))
+    marker = gentler.marker(gentler.scheme_value(data.spec), data, "exact")
+    assert marker.rehearsal is not None
+    assert (marker.rehearsal.rate, marker.soften, marker.parts[-1]) == (0.001, 0.1, 32)
+    alone = replace(job, scheme="filter-gradient", optimizer="sgd")
+    marker = alone.marker(alone.scheme_value(data.spec), data, "exact")
+    assert marker.rehearsal is not None
+    assert marker.rehearsal.rate == 0.002
+    spoken = replace(data, spec=SPECS["mono"])
+    assert "two-tone" not in str(job.scheme_value(spoken.spec).parameters())
+    assert job.marker(job.scheme_value(spoken.spec), spoken, "exact").soften == 0
 
 
 def test_nonsense_is_refused_before_anything_is_trained(

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from commandline import gradmark, refused
+from conformance import SPECS, inputs, network, scheme_for
 from gradmark import Marker, OwnerKey, catalog
 from gradmark.bench.attacks import Configured, standard
 from gradmark.bench.cells import networks_of, run_unit
 from gradmark.bench.experiment import find_experiment
 from gradmark.bench.store import obtain
 from gradmark.bench.suite import Entry, Suite, Unit
+from gradmark.data import Split
 from gradmark.embed import Recipe, train
 from gradmark.embed.temper import temper
 from gradmark.views import accuracy_of
@@ -80,6 +82,26 @@ def test_every_scheme_trains_the_same_on_a_device(name: str) -> None:
         marker = Marker(catalog.scheme(name), OwnerKey.from_seed(5), data.spec, seed=1)
         history = train(model, data.to_train(), Recipe(epochs=1, augment="shift-flip"), marker=marker)
         return (history, accuracy_of(model, data.test)), {k: v.cpu() for k, v in model.state_dict().items()}
+
+    here, weights = trained("cpu")
+    with pretended() as device:
+        there, moved = trained(device)
+    assert there == here
+    assert all(torch.equal(value, moved[k]) for k, value in weights.items())
+
+
+def test_thieves_and_softened_carriers_are_the_same_on_a_device() -> None:
+    data = Split(*inputs("grey", 400, seed=0), SPECS["grey"])
+
+    def trained(device: str) -> tuple[Any, dict[str, torch.Tensor]]:
+        model = network("grey").to(device)
+        scheme = scheme_for("class-contrast", "grey")
+        marker = Marker(scheme, OwnerKey.from_seed(5), data.spec, seed=1, every=1, rehearse=0.01, soften=0.3)
+        marker._begun = lambda: True  # type: ignore[method-assign]  # so few steps place nothing
+        history = train(model, data, Recipe(epochs=2, batch_size=50), marker=marker)
+        assert marker.rehearsal is not None
+        assert marker.rehearsal.age > 12
+        return history, {k: v.cpu() for k, v in model.state_dict().items()}
 
     here, weights = trained("cpu")
     with pretended() as device:

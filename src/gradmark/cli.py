@@ -130,6 +130,10 @@ def embed(
         float | None,
         typer.Option(help="Weight of answering blurred and faded images as the images themselves."),
     ] = None,
+    hardened: Annotated[
+        bool,
+        typer.Option("--hardened", help="Against retraining, and for blurred images: see the reference."),
+    ] = False,
     method: Annotated[str, typer.Option(help="auto, exact or central-difference.")] = "auto",
     device: Device = "cpu",
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
@@ -157,7 +161,7 @@ def embed(
         task_or(task, model, "--model"), task_or(task, data, "--data"), key_of(key, passphrase_file), out,
         weights, scheme, bits, settings(set_ or []), target_p, budget, epochs, lr, batch_size, optimizer,
         augment, strength, margin, smoothing, calibrate, method, seed, resume, device, task, carriers, every,
-        rehearse, soften,
+        rehearse, soften, hardened,
     )  # fmt: skip
     done = run_embed(job, err())
     return show(CODES[done.verdict.outcome], as_json, done.to_json(), *embedded(done))

@@ -125,7 +125,7 @@ def _embed(
         "push": {
             "carriers": marker.carriers,
             "every": marker.every,
-            "rehearse": job.rehearse,
+            "rehearse": marker.rehearsal and marker.rehearsal.rate,
             "soften": marker.soften,
         },
         "preflight": asdict(method),

@@ -32,6 +32,9 @@ SMOOTHING = 0.1
 """Label smoothing of the marked model: what it keeps back from the labels shows how wrong classes compare,
 also through rounded scores and to a student. The control is what the owner would have without gradmark."""
 _RATE_TUNED = 1 / 4  # of the learning rate from scratch
+HARDENED = {"trigger.bits": 128, "trigger.pattern": "two-tone"}
+"""Options of the default scheme where ``hardened`` marks go into images; see decisions 11 and 12."""
+_SOFTEN, _REHEARSE = 0.3, 2e-3  # of hardened marks; the rate where the owner's optimizer isn't AdamW
 _PUSH = ("margin", "carriers", "every", "rehearse", "soften")  # the Marker's own arguments
 
 
@@ -68,6 +71,8 @@ class EmbedJob:
     every: int | None = None
     rehearse: float | None = None
     soften: float | None = None
+    hardened: bool = False
+    """Rehearsed thieves at the owner's rate and, in images, softened carriers and more triggers, two-tone."""
 
     def __post_init__(self) -> None:
         if self.task is not None and self.calibrate:
@@ -97,8 +102,10 @@ class EmbedJob:
     def scheme_value(self, spec: ModelSpec) -> Scheme:
         """The scheme, without the parts of an ensemble that such a model has no room for."""
         bits = {} if self.bits is None else {"bits": self.bits}
+        harder = self.hardened and spec.domain == "image" and catalog.FLAGSHIP in self.scheme.split(",")
+        options = {**(HARDENED if harder else {}), **dict(self.options)}
         try:
-            scheme = catalog.scheme(self.scheme, {**dict(self.options), **bits})
+            scheme = catalog.scheme(self.scheme, {**options, **bits})
             return scheme.fitting(spec) if isinstance(scheme, Ensemble) else scheme
         except MarkFileError as error:
             raise UsageError(
@@ -108,6 +115,10 @@ class EmbedJob:
     def marker(self, scheme: Scheme, data: Data, method: str) -> Marker:
         own = {name: getattr(self, name) for name in _PUSH}
         given: dict[str, Any] = {name: value for name, value in own.items() if value is not None}
+        if self.hardened:
+            recipe = self.recipe()
+            given.setdefault("rehearse", recipe.lr if recipe.optimizer == "adamw" else _REHEARSE)
+            given.setdefault("soften", _SOFTEN if data.spec.domain == "image" else 0.0)
         return Marker(
             scheme,
             self.key,
@@ -133,8 +144,7 @@ class EmbedJob:
         found = [f"--{n.replace('_', '-')} {value}" for n, value in given.items() if value is not None]
         if self.smoothing != SMOOTHING:
             found.append(f"--smoothing {self.smoothing}")
-        if self.calibrate:
-            found.append("--calibrate")
+        found += [f"--{name}" for name in ("calibrate", "hardened") if getattr(self, name)]
         return [*found, *(shlex.join(("--set", f"{n}={json.dumps(v)}")) for n, v in self.options)]
 
 
@@ -198,6 +208,7 @@ def identity(job: EmbedJob, recipe: Recipe, scheme: Scheme, data: Data, model: n
         "every": job.every,
         "rehearse": job.rehearse,
         "soften": job.soften,
+        "hardened": job.hardened,
         "budget": job.budget,
         "strength": job.strength,
         "margin": job.margin,
