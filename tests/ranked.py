@@ -25,7 +25,6 @@ from gradmark.embed import Marker
 from gradmark.errors import PreflightError
 
 GLOBAL, CARRIERS, STEPS = 64, 24, 12
-X, Y = inputs("vector", 512, seed=0)
 
 
 class Checkpointed(nn.Module):
@@ -81,15 +80,18 @@ CASES: dict[str, tuple[Callable[[], nn.Module], dict[str, Any]]] = {
     "ddp-rehearsal": (lambda: ddp(network("vector")), {"scheme": "ensemble", "rehearse": 0.01}),
     "fsdp2": (lambda: fsdp2(network("vector")), {}),
     "fsdp2-ensemble": (lambda: fsdp2(network("vector")), {"scheme": "ensemble"}),
+    "ddp-softened": (lambda: ddp(network("grey")), {"domain": "grey", "soften": 0.3}),
+    "fsdp2-softened": (lambda: fsdp2(network("grey")), {"domain": "grey", "soften": 0.3}),
     "fsdp1": (lambda: fsdp1(network("vector")), {}),
 }
 
 
-def part(step: int, rank: int, size: int) -> tuple[Tensor, Tensor]:
+def part(domain: str, step: int, rank: int, size: int) -> tuple[Tensor, Tensor]:
     """This process's inputs of a step: its share of the carriers, then its share of the others."""
-    rows = torch.randperm(len(X), generator=torch.Generator().manual_seed(step))[:GLOBAL]
+    x, labels = inputs(domain, 512, seed=0)
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(step))[:GLOBAL]
     own = torch.cat([rows[:CARRIERS].chunk(size)[rank], rows[CARRIERS:].chunk(size)[rank]])
-    return X[own], Y[own]
+    return x[own], labels[own]
 
 
 def full(tensor: Tensor) -> Tensor:
@@ -101,13 +103,14 @@ def run(case: str, rank: int, size: int) -> dict[str, Any]:
     make, more = CASES[case]
     more = dict(more)
     only, scheme = more.pop("penalty_only", False), more.pop("scheme", "filter-gradient")
+    domain = more.pop("domain", "vector")
     model = make().train()
-    marker = Marker(scheme_for(scheme, "vector"), KEY, SPECS["vector"], every=2, carriers=CARRIERS, **more)
+    marker = Marker(scheme_for(scheme, domain), KEY, SPECS[domain], every=2, carriers=CARRIERS, **more)
     marker._begun = lambda: True  # so few steps place nothing, and a rehearsal would wait
     optimizer = torch.optim.SGD(model.parameters(), 0.1)
     found: dict[str, Any] = {"losses": []}
     for step in range(STEPS):
-        x, labels = part(step, rank, size)
+        x, labels = part(domain, step, rank, size)
         task = F.cross_entropy(model(x.clone()), labels)
         loss = (0 * task if only else task) + marker.penalty(model, (x, labels))
         optimizer.zero_grad()
