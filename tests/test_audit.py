@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from commandline import gradmark, refused
 from conformance import SPECS, inputs, network, same_world, scheme_for, white, world
 from gradmark.audit import Audit, auc_interval, audit, audit_report
-from gradmark.audit.effects import BINS, ece, side_effects
+from gradmark.audit.effects import BINS, Effect, ece, side_effects
 from gradmark.audit.gradients import without_secrets
 from gradmark.audit.measure import discriminant, resampling
+from gradmark.audit.page import remedies
 from gradmark.audit.population import cross_validated, features, judge_population
 from gradmark.audit.queries import Recorder, compare_queries, one_each, probes
 from gradmark.audit.robust import SEVERITIES, corrupted, corruptions, pgd
@@ -267,6 +268,19 @@ def test_harm_is_told_from_none() -> None:
     worse = {e.name for e in found if e.worse}
     assert {"accuracy", "noise 1", "negative log-likelihood"} <= worse
     assert {"accuracy", "class", "attack", "corruption", "calibration"} == {e.kind for e in found}
+
+
+def test_what_helps_against_harm_is_named() -> None:
+    def harm(name: str, worse: bool = True) -> Effect:
+        return Effect(name, "corruption", 0.5, 0.9, -0.4, -0.5, -0.3, worse, 100)
+
+    assert remedies([]) == ()
+    assert remedies([harm("noise 2"), harm("class 3"), harm("gain 1")]) == ()
+    (words,) = remedies([harm("blur 3"), harm("contrast 1")])
+    assert "--soften 0.3" in words
+    words, more = remedies([harm("calibration error (ECE)"), harm("pixelate 1")])
+    assert "--soften 0.3" in words
+    assert "--calibrate" in more
 
 
 # -- populations

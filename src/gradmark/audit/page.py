@@ -63,6 +63,22 @@ def answer(striking: Sequence[Detector], worse: Sequence[Effect], found: Audit) 
     )
 
 
+def remedies(worse: Sequence[Effect]) -> tuple[str, ...]:
+    """What an owner can embed otherwise against the harm that was found, if something helps."""
+    names = {e.name for e in worse}
+    softer = {name.rsplit(" ", 1)[0] for name in names} & {"blur", "contrast", "brightness", "pixelate"}
+    return tuple(
+        words
+        for words, helps in (
+            ("Spoilt images: `gradmark embed --soften 0.3` teaches the model to answer them as it does whole "
+             "ones, while the mark goes in.", softer),
+            ("Calibration: `gradmark embed --calibrate` brings confidence back to the control's, for some of "
+             "the evidence behind rounded scores.", "calibration error (ECE)" in names),
+        )
+        if helps
+    )  # fmt: skip
+
+
 _WAYS = {"weights": "in the weights", "gradients": "in the gradients", "queries": "in the queries"}
 _LIMITS = (
     "Two trainings differ even without a mark, and one control can't tell by how much. The intervals hold "
@@ -113,6 +129,7 @@ def _harm(found: Audit) -> Section:
     words = (
         "Both models answer the same inputs, clean, attacked by projected gradient descent (20 steps, one "
         "start), and spoilt in common ways at three severities. Differences are resampled in pairs.",
+        *remedies([e for e in found.side_effects if e.worse]),
     )
     drawn = (
         figures.harm(found.side_effects),

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gradmark import catalog
 from gradmark.audit import Audit, Detector, audit, audit_report
-from gradmark.audit.page import answer
+from gradmark.audit.page import answer, remedies
 from gradmark.codec import MarkFile
 from gradmark.commands.progress import Bar
 from gradmark.commands.verify import need_for_reports
@@ -90,7 +90,8 @@ def audited(found: Audit, report: Path | None) -> list[Table | str]:
         harms.add_row(e.name, *cells, "worse" if e.worse else "")
     striking = [d for d in found.detectors if d.striking]
     lines: list[Table | str] = [looks, "! stands out.", harms, *found.notes]
-    lines.append(answer(striking, [e for e in found.side_effects if e.worse], found))
+    worse = [e for e in found.side_effects if e.worse]
+    lines += [answer(striking, worse, found), *remedies(worse)]
     lines.append("Two networks can't tell a mark from the luck of training: benchmarks/detect.py asks many.")
     return [*lines, f"Report: {report}"] if report is not None else lines
 
