@@ -66,7 +66,7 @@ def answer(striking: Sequence[Detector], worse: Sequence[Effect], found: Audit) 
 def remedies(worse: Sequence[Effect]) -> tuple[str, ...]:
     """What an owner can embed otherwise against the harm that was found, if something helps."""
     names = {e.name for e in worse}
-    softer = {name.rsplit(" ", 1)[0] for name in names} & {"blur", "contrast", "brightness", "pixelate"}
+    softer = {name.rsplit(" ", 1)[0] for name in names} & {"blur", "contrast", "pixelate"}
     return tuple(
         words
         for words, helps in (
