@@ -5,6 +5,7 @@
     gradmark bench benchmarks/suites/strangers-paths.toml --out bench-strangers-paths
     gradmark bench benchmarks/suites/strangers-features.toml --out bench-strangers-features
     gradmark bench benchmarks/suites/strangers-rehearsed.toml --out bench-strangers-rehearsed
+    gradmark bench benchmarks/suites/strangers-hardened.toml --out bench-strangers-hardened
     python benchmarks/strangers.py bench-strangers* bench-cifar10-strangers
 
 Every key's reference comes from the same unmarked control, and its bits are drawn afterwards. Writes

@@ -85,7 +85,9 @@ def heatmap(rows: Sequence[Row], task: str, *, removed: float, worth: float) -> 
     if not rows:
         raise UsageError("There are no cells to draw", expected="one or more")
     attacks = list(dict.fromkeys(str(row["attack"]) for row in rows))
-    columns = list(dict.fromkeys((str(row["scheme"]), str(row["access"])) for row in rows))
+    schemes = list(dict.fromkeys(str(row["scheme"]) for row in rows))
+    pairs = {(str(row["scheme"]), str(row["access"])) for row in rows}
+    columns = sorted(pairs, key=lambda pair: (pair[1] != "white", pair[1], schemes.index(pair[0])))
     values, losses = np.full((len(attacks), len(columns)), np.nan), np.zeros((len(attacks), len(columns)))
     for i, attack in enumerate(attacks):
         for j, (scheme, access) in enumerate(columns):
