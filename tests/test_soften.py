@@ -18,6 +18,7 @@ from gradmark.embed.modes import penalty_mode
 from gradmark.embed.soften import softened, unlikeness
 from gradmark.errors import UsageError
 from gradmark.schemes.class_contrast import ClassContrast
+from gradmark.views import Classification, View
 
 X, Y = inputs("grey", 256, seed=0)
 
@@ -155,6 +156,12 @@ def test_a_trained_model_answers_softened_images_more_like_the_images() -> None:
         own, soft = (model.eval()(x).softmax(1).detach() for x in (X, softened(X, generator(9))))
         away.append(float((own - soft).abs().sum(1).mean()))
     assert away[1] < 0.8 * away[0]
+
+
+def test_a_view_is_refused() -> None:
+    view = View(Classification("v", lambda: None, net), net())
+    with pytest.raises(UsageError, match="class scores"):
+        marker(soften=0.3).penalty(view, (X[:32], Y[:32]))
 
 
 @pytest.mark.parametrize(("domain", "weight"), [("vector", 0.3), ("mono", 0.3), ("grey", -0.1)])

@@ -14,6 +14,7 @@ from gradmark.embed.modes import penalty_mode, scores_of_both
 from gradmark.embed.wrappers import at_once
 from gradmark.errors import UsageError
 from gradmark.protocols import ModelSpec
+from gradmark.views import View
 
 _SIDES, _CONTRAST = (0.375, 0.75), 0.1  # of the image's sides that a blur leaves; least contrast left
 
@@ -50,8 +51,13 @@ def unlikeness(
 
     The model is in the penalties' mode: batch norms in training take their statistics from ``x``, as they
     will from natural inputs later. ``method``: the penalties'. ``now``: with the weights' gradients taken at
-    once, and no graph.
+    once, and no graph. UsageError for a :class:`~gradmark.views.View`, which shows the model more than ``x``.
     """
+    if isinstance(model, View):
+        raise UsageError(
+            "Softened carriers are for models of class scores", found=f"a view of {type(model.model).__name__}",
+            fix="Leave `soften` out",
+        )  # fmt: skip
     with penalty_mode(model, method):
         own, soft = scores_of_both(model, x, softened(x, generator))
         loss = F.cross_entropy(soft, own.detach().softmax(1))
