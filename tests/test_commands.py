@@ -27,7 +27,7 @@ from gradmark.codec import MarkFile
 from gradmark.commands.job import EmbedJob, fitting
 from gradmark.endpoint import serve
 from gradmark.ensemble import Ensemble
-from gradmark.errors import OutputPathError
+from gradmark.errors import OutputPathError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.suspects import HttpSuspect, ModuleSuspect, load_weights
 
@@ -429,6 +429,8 @@ def test_hardened_is_a_word_for_several_options(tmp_path: Path) -> None:
     marker = alone.marker(alone.scheme_value(data.spec), data, "exact")
     assert marker.rehearsal is not None
     assert marker.rehearsal.rate == 0.002
+    with pytest.raises(UsageError, match="--hardened is for class scores"):
+        replace(job, task="faces")
     spoken = replace(data, spec=SPECS["mono"])
     assert "two-tone" not in str(job.scheme_value(spoken.spec).parameters())
     assert job.marker(job.scheme_value(spoken.spec), spoken, "exact").soften == 0

@@ -75,8 +75,9 @@ class EmbedJob:
     """Rehearsed thieves at the owner's rate and, in images, softened carriers and more triggers, two-tone."""
 
     def __post_init__(self) -> None:
-        if self.task is not None and self.calibrate:
-            raise UsageError("--calibrate is for class scores", fix="leave it or --task out")
+        for name in ("calibrate", "hardened"):
+            if self.task is not None and getattr(self, name):
+                raise UsageError(f"--{name} is for class scores", fix="leave it or --task out")
         need_device(self.device)
         if self.target_p is not None and not 0 < self.target_p < 1:
             raise UsageError("The target p makes no sense", expected="0 < p < 1", found=str(self.target_p))

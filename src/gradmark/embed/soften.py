@@ -55,8 +55,8 @@ def unlikeness(
     """
     if isinstance(model, View):
         raise UsageError(
-            "Softened carriers are for models of class scores", found=f"a view of {type(model.model).__name__}",
-            fix="Leave `soften` out",
+            "Softened carriers are for models of class scores",
+            found=f"a view of {type(model.model).__name__}", fix="Leave `soften` out",
         )  # fmt: skip
     with penalty_mode(model, method):
         own, soft = scores_of_both(model, x, softened(x, generator))
