@@ -84,7 +84,7 @@ def _task(task: str, cells: list[Cell]) -> Iterator[str]:
         pairs = {c["seed"]: (c["utility_control"], c["utility_marked"]) for c in cells if c["scheme"] == s}
         costs = [a - b for a, b in pairs.values()]
         mean = [float(np.mean(column)) for column in zip(*pairs.values(), strict=True)]
-        rows.append((s, len(pairs), f"{mean[0]:.2f}", f"{mean[1]:.2f}", _mean(costs, 2)))
+        rows.append((s, len(pairs), f"{mean[0]:.2f}", f"{mean[1]:.2f}", mean_told(costs, 2)))
     yield from _table(("scheme", "seeds", "control", "marked", "cost, mean [95 %]"), rows)
     for access in ("white", "black"):
         yield from _attacks(access, [c for c in cells if c["access"] == access], schemes)
@@ -154,14 +154,19 @@ def _fresh(short: list[Cell]) -> Iterator[str]:
         return
     yield (
         "What these attacks leave beside what the thief can have without stealing: a network that he trains anew by the owner's recipe on the third of the "
-        f"training data that is his reaches {_mean(list(anew.values()))} % ({len(anew)} seeds, `fresh.py`). Means [95 %].\n"
+        f"training data that is his reaches {mean_told(list(anew.values()))} % ({len(anew)} seeds, `fresh.py`). Means [95 %].\n"
     )
     left: dict[str, dict[int, float]] = {}
     for c in short:
         if c["seed"] in anew:
             left.setdefault(c["attack"], {})[c["seed"]] = c["utility_after"]
     rows = [
-        (a, len(own), _mean(list(own.values())), _mean([v - anew[seed] for seed, v in own.items()], sign="+"))
+        (
+            a,
+            len(own),
+            mean_told(list(own.values())),
+            mean_told([v - anew[seed] for seed, v in own.items()], sign="+"),
+        )
         for a, own in left.items()
     ]
     yield from _table(
@@ -169,7 +174,7 @@ def _fresh(short: list[Cell]) -> Iterator[str]:
     )
 
 
-def _mean(values: list[float], digits: int = 1, sign: str = "") -> str:
+def mean_told(values: list[float], digits: int = 1, sign: str = "") -> str:
     """With its interval where there are several."""
     ends = mean_interval(values) if len(values) > 1 else ()
     spread = f" [{', '.join(f'{v:.{digits}f}' for v in ends)}]" if ends else ""

@@ -25,8 +25,8 @@ from gradmark.bench.store import Wanted, obtain
 from gradmark.bench.suite import find_suite
 from gradmark.catalog import FLAGSHIP
 from gradmark.files import atomic_write
-from gradmark.stats import mean_interval
 from gradmark.suspects import ModuleSuspect
+from robustness import mean_told
 
 PATH = Path(__file__).parent / "results" / "side_effects.json"
 PLAIN = ("accuracy", "calibration error (ECE)", "PGD, radius 0.03")
@@ -64,16 +64,10 @@ def table(rows: Rows) -> Iterator[str]:
         yield "|" + "---|" * len(heads)
         plain = schemes.get(FLAGSHIP, {})
         for scheme, seeds in schemes.items():
-            said = [_interval([row[m] for row in seeds.values()]) for m in measures]
-            said.append(_interval([row[SPOILT] - plain[s][SPOILT] for s, row in seeds.items() if s in plain]))
+            said = [mean_told([row[m] for row in seeds.values()]) for m in measures]
+            more = [row[SPOILT] - plain[s][SPOILT] for s, row in seeds.items() if s in plain]
+            said.append(mean_told(more) if more else "")
             yield f"| {scheme} | {len(seeds)} | " + " | ".join(said) + " |"
-
-
-def _interval(values: list[float]) -> str:
-    if len(values) < 2:
-        return "".join(f"{v:.1f}" for v in values)
-    low, high = mean_interval(values)
-    return f"{mean(values):.1f} [{low:.1f}, {high:.1f}]"
 
 
 def main() -> None:

@@ -17,8 +17,6 @@ _LISTED = 12  # weights' rows shown, those that differ most
 
 def audit_report(found: Audit, command: str = "") -> Report:
     """``found`` as a report; ``command`` is how it was asked for."""
-    striking = [d for d in found.detectors if d.striking]
-    worse = [e for e in found.side_effects if e.worse]
     drawn = figures.pictures(found.detectors, found.curves)
     sections = [
         _white(found, drawn["white"]),
@@ -36,16 +34,17 @@ def audit_report(found: Audit, command: str = "") -> Report:
         title=f"Audit of {found.model['name']}",
         question=f"Can a mark in {found.model['name']} be found without the key, and what does it harm, "
         f"compared with {found.control['name']}?",
-        answer=answer(striking, worse, found),
-        tone="inconclusive" if striking or worse else "none",
+        answer=answer(found),
+        tone="inconclusive" if found.striking or found.worse else "none",
         sections=tuple(sections),
         footer=versions(__version__) | {"Model": found.model["digest"], "Control": found.control["digest"]},
-        label=f"{len(striking)} striking, {len(worse)} worse",
+        label=f"{len(found.striking)} striking, {len(found.worse)} worse",
     )
 
 
-def answer(striking: Sequence[Detector], worse: Sequence[Effect], found: Audit) -> str:
+def answer(found: Audit) -> str:
     """The findings in three sentences."""
+    striking, worse = found.striking, found.worse
     looks = f"{len(striking)} of {len(found.detectors)} detectors stand out"
     if striking:
         parts = sorted({_WAYS[d.part] for d in striking})
@@ -65,18 +64,18 @@ def answer(striking: Sequence[Detector], worse: Sequence[Effect], found: Audit) 
 
 def remedies(worse: Sequence[Effect]) -> tuple[str, ...]:
     """What an owner can embed otherwise against the harm that was found, if something helps."""
-    names = {e.name for e in worse}
-    softer = {name.rsplit(" ", 1)[0] for name in names} & {"blur", "contrast", "pixelate"}
-    return tuple(
-        words
-        for words, helps in (
-            ("Spoilt images: `gradmark embed --soften 0.3` teaches the model to answer them as it does whole "
-             "ones, while the mark goes in.", softer),
-            ("Calibration: `gradmark embed --calibrate` brings confidence back to the control's, for some of "
-             "the evidence behind rounded scores.", "calibration error (ECE)" in names),
+    names, found = {e.name for e in worse}, []
+    if {name.rsplit(" ", 1)[0] for name in names} & {"blur", "contrast", "pixelate"}:
+        found.append(
+            "Spoilt images: `gradmark embed --soften 0.3` teaches the model to answer them as it does whole "
+            "ones, while the mark goes in."
         )
-        if helps
-    )  # fmt: skip
+    if "calibration error (ECE)" in names:
+        found.append(
+            "Calibration: `gradmark embed --calibrate` brings confidence back to the control's, for some of "
+            "the evidence behind rounded scores."
+        )
+    return tuple(found)
 
 
 _WAYS = {"weights": "in the weights", "gradients": "in the gradients", "queries": "in the queries"}
@@ -129,7 +128,7 @@ def _harm(found: Audit) -> Section:
     words = (
         "Both models answer the same inputs, clean, attacked by projected gradient descent (20 steps, one "
         "start), and spoilt in common ways at three severities. Differences are resampled in pairs.",
-        *remedies([e for e in found.side_effects if e.worse]),
+        *remedies(found.worse),
     )
     drawn = (
         figures.harm(found.side_effects),

@@ -36,14 +36,24 @@ class Audit:
     curves: dict[str, Any] = field(repr=False, compare=False)
     notes: tuple[str, ...] = ()
 
+    @property
+    def striking(self) -> list[Detector]:
+        """The detectors that stand out."""
+        return [d for d in self.detectors if d.striking]
+
+    @property
+    def worse(self) -> list[Effect]:
+        """The side effects in which the model does worse than its control."""
+        return [e for e in self.side_effects if e.worse]
+
     def to_json(self) -> dict[str, Any]:
         return {
             "control": self.control,
             "model": self.model,
             "detectors": [d.to_json() for d in self.detectors],
             "side_effects": [e.to_json() for e in self.side_effects],
-            "striking": [f"{d.part}: {d.name}" for d in self.detectors if d.striking],
-            "worse": [e.name for e in self.side_effects if e.worse],
+            "striking": [f"{d.part}: {d.name}" for d in self.striking],
+            "worse": [e.name for e in self.worse],
             "settings": self.settings,
             "notes": list(self.notes),
             "version": __version__,

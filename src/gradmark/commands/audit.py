@@ -88,10 +88,8 @@ def audited(found: Audit, report: Path | None) -> list[Table | str]:
             f"{e.low:+.3f} to {e.high:+.3f}",
         ]
         harms.add_row(e.name, *cells, "worse" if e.worse else "")
-    striking = [d for d in found.detectors if d.striking]
     lines: list[Table | str] = [looks, "! stands out.", harms, *found.notes]
-    worse = [e for e in found.side_effects if e.worse]
-    lines += [answer(striking, worse, found), *remedies(worse)]
+    lines += [answer(found), *remedies(found.worse)]
     lines.append("Two networks can't tell a mark from the luck of training: benchmarks/detect.py asks many.")
     return [*lines, f"Report: {report}"] if report is not None else lines
 

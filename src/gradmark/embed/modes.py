@@ -71,7 +71,7 @@ def scores_of_both(model: nn.Module, natural: Tensor, x: Tensor) -> tuple[Tensor
         if len(h) != n + len(x):
             raise ModelError(
                 "A batch norm sees the batch in another shape than the model", expected=f"{n + len(x)} rows",
-                found=f"{len(h)} in {type(norm).__name__}", fix="Leave triggers and probes out of the scheme",
+                found=f"{len(h)} in {type(norm).__name__}", fix="Leave triggers, probes and soften out",
             )  # fmt: skip
         axes = [0, *range(2, h.ndim)]
         var, mean = torch.var_mean(h[:n], axes, correction=0, keepdim=True)

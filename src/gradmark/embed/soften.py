@@ -28,11 +28,10 @@ def check_soften(weight: float, spec: ModelSpec) -> None:
         )  # fmt: skip
 
 
-def softened(x: Tensor, generator: torch.Generator | None = None) -> Tensor:
+def softened(x: Tensor, generator: torch.Generator) -> Tensor:
     """Images (n, c, h, w), about half of them blurred and the others with 10 to 100 % of their contrast.
 
-    A blur leaves 3/8 to 3/4 of each side's resolution. Drawn on the CPU from ``generator``, or from the
-    global random state.
+    A blur leaves 3/8 to 3/4 of each side's resolution. Drawn on the CPU from ``generator``.
     """
     draw = torch.rand((2, len(x), 1, 1, 1), generator=generator).to(x)
     mean = x.mean((1, 2, 3), keepdim=True)
