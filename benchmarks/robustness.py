@@ -143,11 +143,12 @@ def _shortfalls(cells: list[Cell], schemes: list[str]) -> Iterator[str]:
     yield from _table(
         ("scheme", "cells", "with a loss of 5 or less", "short", "which, with log10 p of each seed"), rows
     )
-    yield from _fresh([c for c in cells if c["flagship"] and c["removal"]])
+    ours = [s for s in schemes if _flag(cells, s) or s.startswith("ensemble")]
+    yield from _fresh([c for s in ours for c in cells if c["scheme"] == s and c["removal"]])
 
 
 def _fresh(short: list[Cell]) -> Iterator[str]:
-    """What removing the default scheme's mark leaves, beside what its thief can have without stealing."""
+    """What removing the default scheme's mark, or a variant's, leaves beside what its thief can have without stealing."""
     known = json.loads(FRESH.read_text()) if short and FRESH.exists() else {}
     anew = {int(seed): value for seed, value in known.get(short[0]["task"], {}).items()} if known else {}
     if not anew:
@@ -156,22 +157,21 @@ def _fresh(short: list[Cell]) -> Iterator[str]:
         "What these attacks leave beside what the thief can have without stealing: a network that he trains anew by the owner's recipe on the third of the "
         f"training data that is his reaches {mean_told(list(anew.values()))} % ({len(anew)} seeds, `fresh.py`). Means [95 %].\n"
     )
-    left: dict[str, dict[int, float]] = {}
+    left: dict[tuple[str, str], dict[int, float]] = {}
     for c in short:
         if c["seed"] in anew:
-            left.setdefault(c["attack"], {})[c["seed"]] = c["utility_after"]
+            left.setdefault((c["scheme"], c["attack"]), {})[c["seed"]] = c["utility_after"]
     rows = [
         (
-            a,
+            *named,
             len(own),
             mean_told(list(own.values())),
             mean_told([v - anew[seed] for seed, v in own.items()], sign="+"),
         )
-        for a, own in left.items()
+        for named, own in left.items()
     ]
-    yield from _table(
-        ("attack", "seeds where it removes the mark", "left", "over a network of his own"), rows
-    )
+    head = "scheme", "attack", "seeds where it removes the mark", "left", "over a network of his own"
+    yield from _table(head, rows)
 
 
 def mean_told(values: list[float], digits: int = 1, sign: str = "") -> str:

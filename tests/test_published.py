@@ -10,7 +10,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+
+from gradmark.stats import mean_interval
 
 MAKERS = {
     "ROBUSTNESS.md": ["robustness.py"],
@@ -64,26 +67,78 @@ def test_the_readme_counts_as_the_cells_do(root: Path, cells: list[dict[str, Any
     assert [int(n) for n in claim.groups()] == counted
 
 
-@pytest.mark.parametrize("task", ["digits", "cifar10"])
+def _measured(root: Path, head: str) -> list[list[str]]:
+    """The rows of the README's table under ``head`` that name an attack, cell by cell."""
+    text = (root / "README.md").read_text()
+    section = re.split(r"\n##+ ", text[text.index(head) + len(head) :])[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
+    return [row for row in rows if any("`" in cell for cell in row[:2])]
+
+
+def _own(cells: list[dict[str, Any]], task: str, names: str) -> list[dict[str, Any]]:
+    """The default's cells of the first attack named that the task has."""
+    for name in re.findall(r"`([^`]+)`", names):
+        found = [c for c in cells if (c["task"], c["scheme"], c["attack"]) == (task, "ensemble", name)]
+        if found:
+            return found
+    return []
+
+
+def _told(cells: list[dict[str, Any]], access: str, *, bold: bool) -> str:
+    own = [c for c in cells if c["access"] == access]
+    if not own:
+        return "-"
+    worst = f"{max(c['log10_p'] for c in own):.1f}"
+    worst = f"**{worst}**" if bold and any(c["removal"] for c in own) else worst
+    return f"{np.median([c['log10_p'] for c in own]):.1f} [{worst}]"
+
+
+TRACKS = {"digits": "digits", "CIFAR-10": "cifar10", "spoken digits": "speech"}
+
+
+def test_the_readmes_numbers_are_the_cells(root: Path, cells: list[dict[str, Any]]) -> None:
+    rows = _measured(root, "## Measured\n")
+    assert len(rows) > 10
+    for name, *columns in rows:
+        for task, said in zip(TRACKS.values(), columns, strict=True):
+            own = _own(cells, task, name)
+            if not own:
+                assert said == "not run", name
+                continue
+            read = " / ".join(_told(own, access, bold=True) for access in ("white", "black"))
+            loss = float(np.median([c["stealing_loss"] for c in own]))
+            expected = read if "`none`" in name else f"{read}, {0.0 if abs(loss) < 0.05 else loss:.1f}"
+            assert said == expected, name
+
+
 def test_the_readme_names_every_attack_that_removes_the_default(
-    root: Path, cells: list[dict[str, Any]], task: str
+    root: Path, cells: list[dict[str, Any]]
 ) -> None:
-    row = next(s for s in (root / "README.md").read_text().splitlines() if s.startswith("| removed (log10 p"))
-    column = row.split(" | ")[1 if task == "digits" else 2]
-    own = [c for c in cells if c["task"] == task and c["scheme"] == "ensemble"]
-    short = {c["attack"] for c in own if c["stealing_loss"] <= 5 and c["log10_p"] > -6}
-    words = {
-        "hard-labels": "or of labels alone",
-        "output-match+distill": "a student of matched answers",
-        "output-match+distill-sibling": "if his network saw all the owner's data",
-        "output-match-linear+distill": "of answers matched further",
-        "output-match-kernel+distill": "by a kernel",
-        "output-graft+distill": "of labels with his own network's scores",
-        "rtal-owner": "RTAL at the owner's rate",
-        "regularize": "regularised retraining",
-        "finetune-lr3": "fine-tuning at the owner's rate",  # a thief's is a third of it there
-    }
-    assert short == {attack for attack, named in words.items() if named in column}
-    others = re.search(r"by none of the (\d+) others", column)
-    assert others is not None
-    assert int(others.group(1)) == len({c["attack"] for c in own} - {"none"}) - len(short)
+    """With what is left, what it costs the thief, and what it is worth to him."""
+    fresh = json.loads((root / "benchmarks" / "results" / "robustness" / "fresh.json").read_text())
+    named: dict[str, set[str]] = {task: set() for task in TRACKS.values()}
+    for track, attack, left, loss, worth, _ in _measured(root, "### What takes the default\n"):
+        task = TRACKS[track]
+        own = _own(cells, task, attack)
+        named[task].add(own[0]["attack"])
+        assert left == " / ".join(_told(own, access, bold=False) for access in ("white", "black"))
+        assert loss == f"{np.median([c['stealing_loss'] for c in own]):.1f}"
+        over = {c["seed"]: c["utility_after"] - fresh[task][str(c["seed"])] for c in own if c["removal"]}
+        told = f"{np.mean(list(over.values())):+.1f}"
+        if len(over) > 2:
+            told += " [{:.1f}, {:.1f}]".format(*mean_interval(list(over.values())))
+        assert worth == told, attack
+    for task in TRACKS.values():
+        own = [c for c in cells if c["task"] == task and c["scheme"] == "ensemble"]
+        short = {c["attack"] for c in own if c["stealing_loss"] <= 5 and c["log10_p"] > -6}
+        assert named[task] == short
+
+
+def test_the_readme_counts_the_attacks(root: Path, cells: list[dict[str, Any]]) -> None:
+    text = (root / "README.md").read_text()
+    section = " ".join(text[text.index("## Measured\n") : text.index("| after |")].split())
+    counted = [
+        len({c["attack"] for c in cells if c["task"] == task and c["scheme"] == "ensemble"} - {"none"})
+        for task in TRACKS.values()
+    ]
+    assert [int(n) for n in re.findall(r"(\d+) attacks", section)] == counted
