@@ -22,7 +22,11 @@ from gradmark.files import atomic_write
 
 HERE = Path(__file__).parent
 PATH = HERE / "results" / "robustness" / "fresh.json"
-TASKS = ("digits", "speech", "cifar10")
+SUITES = {
+    "digits": ["digits"],
+    "speech": ["speech"],
+    "cifar10": ["cifar10", "cifar10-fourth"],
+}  # for their seeds
 
 
 def utility(task: str, seed: int) -> float:
@@ -42,11 +46,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("tasks", nargs="*", default=TASKS)
+    parser.add_argument("tasks", nargs="*", default=list(SUITES))
     found = json.loads(PATH.read_text()) if PATH.exists() else {}
     for task in parser.parse_args().tasks:
         done = found.setdefault(task, {})
-        for seed in find_suite(str(HERE / "suites" / f"{task}.toml")).seeds:
+        suites = [find_suite(str(HERE / "suites" / f"{name}.toml")) for name in SUITES[task]]
+        for seed in sorted({seed for suite in suites for seed in suite.seeds}):
             if str(seed) in done:
                 continue
             with one_thread():

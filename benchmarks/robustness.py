@@ -23,7 +23,7 @@ from gradmark.stats import mean_interval
 
 HERE = Path(__file__).parent
 CELLS, PAGE = HERE / "results" / "robustness" / "cells.json", HERE / "ROBUSTNESS.md"
-FRESH = CELLS.with_name("fresh.json")
+FRESH, PICTURE = CELLS.with_name("fresh.json"), CELLS.with_name("outlives.svg")
 KEPT = ("task", "scheme", "flagship", "attack", "parameters", "seed", "access", "utility_control", "utility_marked",
         "utility_after", "stealing_loss", "log10_p", "match", "n_bits", "queries", "seconds", "removal",
         "wrong_key_log10_p", "versions", "error")  # fmt: skip
@@ -63,6 +63,7 @@ def page(cells: list[Cell]) -> Iterator[str]:
         "The thief's loss may be negative: fine-tuning can improve a model. Medians over seeds, [the weakest seed].\n"
     )
     done = [c for c in cells if "error" not in c]
+    yield from _glance(done)
     for task in dict.fromkeys(c["task"] for c in done):
         yield from _task(task, [c for c in done if c["task"] == task])
     yield from _strangers(done)
@@ -72,8 +73,50 @@ def page(cells: list[Cell]) -> Iterator[str]:
         yield from _table(("task", "scheme", "attack", "why"), failed)
 
 
+def _glance(cells: list[Cell]) -> Iterator[str]:
+    yield "## At a glance\n"
+    yield (
+        "Per mark how many attacks remove it for 5 points or less on any seed; of the default (`ensemble`) and its variants also which, with the weakest seed. "
+        "What a variant is says the suite that has its name.\n"
+    )
+    rows = []
+    for task in dict.fromkeys(c["task"] for c in cells):
+        of_task = [c for c in cells if c["task"] == task]
+        for s in _schemes(of_task):
+            own = [c for c in of_task if c["scheme"] == s]
+            weakest: dict[str, float] = {}
+            for c in own:
+                if c["removal"]:
+                    weakest[c["attack"]] = max(c["log10_p"], weakest.get(c["attack"], -np.inf))
+            named = "; ".join(f"{a} {round(p, 1) + 0.0:.1f}" for a, p in sorted(weakest.items()))
+            plain = " / ".join(_read(own, access) for access in ("white", "black"))
+            attacks, costs = len({c["attack"] for c in own} - {"none"}), _costs(own)
+            ours = _flag(own, s) or s.startswith("ensemble")
+            rows.append((task, s, len(costs), mean_told(costs, 2), plain, f"{len(weakest)} of {attacks}", named if ours else ""))  # fmt: skip
+    head = "task", "scheme", "seeds", "cost, mean [95 %]", "unattacked, with the weights / by queries", "removed by", "namely"  # fmt: skip
+    yield from _table(head, rows)
+    yield f"![After how many attacks each mark reads how strongly](results/robustness/{PICTURE.name})\n"
+
+
+def _read(cells: list[Cell], access: str) -> str:
+    p = [c["log10_p"] for c in cells if c["access"] == access and c["attack"] == "none"]
+    return f"{np.median(p):.1f}" + (f" [{max(p):.1f}]" if len(p) > 1 else "") if p else "-"
+
+
+def _schemes(cells: list[Cell]) -> list[str]:
+    """The default first."""
+    return sorted({c["scheme"] for c in cells}, key=lambda s: (not _flag(cells, s), s))
+
+
+def _costs(cells: list[Cell]) -> list[float]:
+    """Points against the control, of one scheme's seeds."""
+    return [
+        a - b for a, b in {c["seed"]: (c["utility_control"], c["utility_marked"]) for c in cells}.values()
+    ]
+
+
 def _task(task: str, cells: list[Cell]) -> Iterator[str]:
-    schemes = sorted({c["scheme"] for c in cells}, key=lambda s: (not _flag(cells, s), s))
+    schemes = _schemes(cells)
     yield f"## {task}\n"
     for picture in (f"heatmap-{task}.png", f"pareto-{task}.png"):
         if (CELLS.parent / picture).exists():  # drawn by `gradmark bench`, for the default scheme alone
@@ -82,7 +125,7 @@ def _task(task: str, cells: list[Cell]) -> Iterator[str]:
     rows = []
     for s in schemes:
         pairs = {c["seed"]: (c["utility_control"], c["utility_marked"]) for c in cells if c["scheme"] == s}
-        costs = [a - b for a, b in pairs.values()]
+        costs = _costs([c for c in cells if c["scheme"] == s])
         mean = [float(np.mean(column)) for column in zip(*pairs.values(), strict=True)]
         rows.append((s, len(pairs), f"{mean[0]:.2f}", f"{mean[1]:.2f}", mean_told(costs, 2)))
     yield from _table(("scheme", "seeds", "control", "marked", "cost, mean [95 %]"), rows)
@@ -245,6 +288,59 @@ def _table(head: Iterable[str], rows: Iterable[Iterable[Any]]) -> Iterator[str]:
     yield ""
 
 
+NAMES = {
+    "ensemble": "gradmark, the default", "ensemble+whole": "gradmark, all parts", "gradsigns": "GradSigns (2021)", "probe-gradient": "local probes (as EaaW, 2025)",
+    "weights": "weights (as Uchida, 2017)", "trigger": "trigger set (as Adi, 2018)", "margin-trigger": "margin-based trigger set",
+}  # fmt: skip
+TITLES = {
+    "digits": "digits, the weakest of 5 seeds",
+    "cifar10": "ResNet-20, CIFAR-10, the weakest of 3 seeds (of others' marks one)",
+}
+
+
+def outlives(cells: list[Cell]) -> bytes:
+    """Per mark the share of attacks, of those at most 5 points dear, after which its weakest reading is at or below a log10 p.
+
+    Of attacks that were run of all marks; of query-side ones, of those that can be asked.
+    """
+    from gradmark.report.canvas import CYCLE, canvas
+
+    done = [c for c in cells if "error" not in c and c["attack"] != "none"]
+    with canvas(10.4, 3.9, columns=2) as c:
+        for axes, (task, title) in zip(c.axes[0], TITLES.items(), strict=True):
+            of_task = [cell for cell in done if cell["task"] == task and cell["scheme"] in NAMES]
+            run = [
+                {cell["attack"] for cell in of_task if cell["scheme"] == s}
+                for s in {cell["scheme"] for cell in of_task if cell["access"] == "black"}
+            ]
+            for i, (scheme, name) in enumerate(NAMES.items()):
+                weakest: dict[str, float] = {}
+                for cell in of_task:
+                    worth = cell["attack"] in set.intersection(*run) and cell["stealing_loss"] <= WORTH
+                    if worth and cell["scheme"] == scheme:
+                        before = weakest.get(cell["attack"], -np.inf)
+                        weakest[cell["attack"]] = max(before, cell["log10_p"])
+                p = np.sort(list(weakest.values()))
+                if not len(p):
+                    continue
+                share = 100 * np.arange(1, len(p) + 1) / len(p)
+                ours = scheme.startswith("ensemble")
+                style = {
+                    "color": CYCLE[i % len(CYCLE)],
+                    "linestyle": "-" if ours else "--",
+                    "linewidth": 2.2 if ours else 1.3,
+                }
+                axes.step([-200, *p, 0], [0, *share, share[-1]], where="post", label=name, **style)
+            axes.axvline(GOAL, color="#111827", linewidth=1, linestyle=":")
+            axes.text(GOAL - 0.8, 4, "p = 1e-6", ha="right", fontsize=8, bbox={"color": "white", "pad": 1})
+            axes.set(
+                xlim=(-100, 0), ylim=(0, 101), xlabel="log10 p (stronger evidence to the left)", title=title
+            )
+        c.axes[0][0].set(ylabel="attacks after which the mark reads so, %")
+        c.axes[0][1].legend(*c.axes[0][0].get_legend_handles_labels(), fontsize=8, loc="upper left")
+    return c.data
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -258,7 +354,9 @@ def main() -> None:
         made = {network(cell) for cell in fresh}
         cells = sorted(fresh + [cell for cell in known if network(cell) not in made], key=_place)
         CELLS.write_text("[\n" + ",\n".join(json.dumps(c) for c in cells) + "\n]\n")
-    PAGE.write_text("\n".join(page(json.loads(CELLS.read_text()))))
+    cells = json.loads(CELLS.read_text())
+    PICTURE.write_bytes(outlives(cells))
+    PAGE.write_text("\n".join(page(cells)))
 
 
 if __name__ == "__main__":
