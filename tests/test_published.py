@@ -90,7 +90,7 @@ def _told(cells: list[dict[str, Any]], access: str, *, bold: bool) -> str:
         return "-"
     worst = f"{max(c['log10_p'] for c in own):.1f}"
     worst = f"**{worst}**" if bold and any(c["removal"] for c in own) else worst
-    return f"{np.median([c['log10_p'] for c in own]):.1f} [{worst}]"
+    return worst if len(own) == 1 else f"{np.median([c['log10_p'] for c in own]):.1f} [{worst}]"
 
 
 TRACKS = {"digits": "digits", "CIFAR-10": "cifar10", "spoken digits": "speech"}
