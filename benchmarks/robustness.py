@@ -4,7 +4,7 @@
     python benchmarks/robustness.py bench-out ...
 
 Writes results/robustness/cells.json (every cell, without what a summary doesn't need; networks that the folders don't
-have keep the cells that they had) and ROBUSTNESS.md:
+have keep the cells that they had), outlives.svg beside it, and ROBUSTNESS.md: every mark at a glance, and
 per task what an embedding cost, every attack by every scheme, the cells that fall short, queries, and whether strangers'
 p-values on attacked networks are uniform. Without an argument the page is made again from the committed cells.
 """
@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from gradmark.catalog import FLAGSHIP
 from gradmark.stats import mean_interval
 
 HERE = Path(__file__).parent
@@ -84,15 +85,11 @@ def _glance(cells: list[Cell]) -> Iterator[str]:
         of_task = [c for c in cells if c["task"] == task]
         for s in _schemes(of_task):
             own = [c for c in of_task if c["scheme"] == s]
-            weakest: dict[str, float] = {}
-            for c in own:
-                if c["removal"]:
-                    weakest[c["attack"]] = max(c["log10_p"], weakest.get(c["attack"], -np.inf))
+            weakest = _weakest([c for c in own if c["removal"]])
             named = "; ".join(f"{a} {round(p, 1) + 0.0:.1f}" for a, p in sorted(weakest.items()))
             plain = " / ".join(_read(own, access) for access in ("white", "black"))
-            attacks, costs = len({c["attack"] for c in own} - {"none"}), _costs(own)
-            ours = _flag(own, s) or s.startswith("ensemble")
-            rows.append((task, s, len(costs), mean_told(costs, 2), plain, f"{len(weakest)} of {attacks}", named if ours else ""))  # fmt: skip
+            attacks, costs = len({c["attack"] for c in own} - {"none"}), _costs(_utilities(own))
+            rows.append((task, s, len(costs), mean_told(costs, 2), plain, f"{len(weakest)} of {attacks}", named if _ours(s) else ""))  # fmt: skip
     head = "task", "scheme", "seeds", "cost, mean [95 %]", "unattacked, with the weights / by queries", "removed by", "namely"  # fmt: skip
     yield from _table(head, rows)
     yield f"![After how many attacks each mark reads how strongly](results/robustness/{PICTURE.name})\n"
@@ -100,19 +97,39 @@ def _glance(cells: list[Cell]) -> Iterator[str]:
 
 def _read(cells: list[Cell], access: str) -> str:
     p = [c["log10_p"] for c in cells if c["access"] == access and c["attack"] == "none"]
-    return f"{np.median(p):.1f}" + (f" [{max(p):.1f}]" if len(p) > 1 else "") if p else "-"
+    return _evidence(p) if p else "-"
+
+
+def _evidence(p: list[float]) -> str:
+    """The median of log10 p over seeds, and the weakest where there are several."""
+    return f"{np.median(p):.1f}" + (f" [{max(p):.1f}]" if len(p) > 1 else "")
+
+
+def _weakest(cells: list[Cell]) -> dict[str, float]:
+    """By attack the highest log10 p of any seed and access."""
+    found: dict[str, float] = {}
+    for c in cells:
+        found[c["attack"]] = max(c["log10_p"], found.get(c["attack"], -np.inf))
+    return found
 
 
 def _schemes(cells: list[Cell]) -> list[str]:
     """The default first."""
-    return sorted({c["scheme"] for c in cells}, key=lambda s: (not _flag(cells, s), s))
+    return sorted({c["scheme"] for c in cells}, key=lambda s: (s != FLAGSHIP, s))
 
 
-def _costs(cells: list[Cell]) -> list[float]:
-    """Points against the control, of one scheme's seeds."""
-    return [
-        a - b for a, b in {c["seed"]: (c["utility_control"], c["utility_marked"]) for c in cells}.values()
-    ]
+def _ours(scheme: str) -> bool:
+    """Whether it is the default or a variant of it."""
+    return scheme.startswith(FLAGSHIP)
+
+
+def _utilities(cells: list[Cell]) -> list[tuple[float, float]]:
+    """The control's and the marked network's, of one scheme's seeds."""
+    return list({c["seed"]: (c["utility_control"], c["utility_marked"]) for c in cells}.values())
+
+
+def _costs(utilities: list[tuple[float, float]]) -> list[float]:
+    return [control - marked for control, marked in utilities]
 
 
 def _task(task: str, cells: list[Cell]) -> Iterator[str]:
@@ -124,19 +141,14 @@ def _task(task: str, cells: list[Cell]) -> Iterator[str]:
     yield "What embedding cost, in points of accuracy against an unmarked control of the same seed:\n"
     rows = []
     for s in schemes:
-        pairs = {c["seed"]: (c["utility_control"], c["utility_marked"]) for c in cells if c["scheme"] == s}
-        costs = _costs([c for c in cells if c["scheme"] == s])
-        mean = [float(np.mean(column)) for column in zip(*pairs.values(), strict=True)]
-        rows.append((s, len(pairs), f"{mean[0]:.2f}", f"{mean[1]:.2f}", mean_told(costs, 2)))
+        pairs = _utilities([c for c in cells if c["scheme"] == s])
+        mean = [float(np.mean(column)) for column in zip(*pairs, strict=True)]
+        rows.append((s, len(pairs), f"{mean[0]:.2f}", f"{mean[1]:.2f}", mean_told(_costs(pairs), 2)))
     yield from _table(("scheme", "seeds", "control", "marked", "cost, mean [95 %]"), rows)
     for access in ("white", "black"):
         yield from _attacks(access, [c for c in cells if c["access"] == access], schemes)
     yield from _shortfalls(cells, schemes)
     yield from _beside(cells, "ensemble", "gradsigns")
-
-
-def _flag(cells: list[Cell], scheme: str) -> bool:
-    return any(c["flagship"] for c in cells if c["scheme"] == scheme)
 
 
 def _attacks(access: str, cells: list[Cell], schemes: list[str]) -> Iterator[str]:
@@ -163,8 +175,7 @@ def task_words(access: str) -> str:
 
 
 def _entry(cells: list[Cell]) -> str:
-    p = [c["log10_p"] for c in cells]
-    text = f"{np.median(p):.1f}" + (f" [{max(p):.1f}]" if len(p) > 1 else "")
+    text = _evidence([c["log10_p"] for c in cells])
     loss = float(np.median([c["stealing_loss"] for c in cells]))
     return f"**{text}**, {loss:+.1f}" if any(c["removal"] for c in cells) else f"{text}, {loss:+.1f}"
 
@@ -186,8 +197,7 @@ def _shortfalls(cells: list[Cell], schemes: list[str]) -> Iterator[str]:
     yield from _table(
         ("scheme", "cells", "with a loss of 5 or less", "short", "which, with log10 p of each seed"), rows
     )
-    ours = [s for s in schemes if _flag(cells, s) or s.startswith("ensemble")]
-    yield from _fresh([c for s in ours for c in cells if c["scheme"] == s and c["removal"]])
+    yield from _fresh([c for s in schemes if _ours(s) for c in cells if c["scheme"] == s and c["removal"]])
 
 
 def _fresh(short: list[Cell]) -> Iterator[str]:
@@ -308,28 +318,21 @@ def outlives(cells: list[Cell]) -> bytes:
     done = [c for c in cells if "error" not in c and c["attack"] != "none"]
     with canvas(10.4, 3.9, columns=2) as c:
         for axes, (task, title) in zip(c.axes[0], TITLES.items(), strict=True):
-            of_task = [cell for cell in done if cell["task"] == task and cell["scheme"] in NAMES]
-            run = [
-                {cell["attack"] for cell in of_task if cell["scheme"] == s}
-                for s in {cell["scheme"] for cell in of_task if cell["access"] == "black"}
-            ]
+            own = {s: [cell for cell in done if (cell["task"], cell["scheme"]) == (task, s)] for s in NAMES}
+            asked = [of for of in own.values() if any(cell["access"] == "black" for cell in of)]
+            common = set.intersection(*({cell["attack"] for cell in of} for of in asked))
             for i, (scheme, name) in enumerate(NAMES.items()):
-                weakest: dict[str, float] = {}
-                for cell in of_task:
-                    worth = cell["attack"] in set.intersection(*run) and cell["stealing_loss"] <= WORTH
-                    if worth and cell["scheme"] == scheme:
-                        before = weakest.get(cell["attack"], -np.inf)
-                        weakest[cell["attack"]] = max(before, cell["log10_p"])
-                p = np.sort(list(weakest.values()))
+                worth = [v for v in own[scheme] if v["attack"] in common and v["stealing_loss"] <= WORTH]
+                p = np.sort(list(_weakest(worth).values()))
                 if not len(p):
                     continue
                 share = 100 * np.arange(1, len(p) + 1) / len(p)
-                ours = scheme.startswith("ensemble")
-                style = {
-                    "color": CYCLE[i % len(CYCLE)],
-                    "linestyle": "-" if ours else "--",
-                    "linewidth": 2.2 if ours else 1.3,
-                }
+                style = (
+                    {"linestyle": "-", "linewidth": 2.2}
+                    if _ours(scheme)
+                    else {"linestyle": "--", "linewidth": 1.3}
+                )
+                style["color"] = CYCLE[i % len(CYCLE)]
                 axes.step([-200, *p, 0], [0, *share, share[-1]], where="post", label=name, **style)
             axes.axvline(GOAL, color="#111827", linewidth=1, linestyle=":")
             axes.text(GOAL - 0.8, 4, "p = 1e-6", ha="right", fontsize=8, bbox={"color": "white", "pad": 1})
