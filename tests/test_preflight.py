@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from conformance import KEY, SPECS, inputs, network, same_world, scheme_for, world
+from conformance import KEY, SPECS, inputs, network, pool, same_world, scheme_for, world
 from gradmark.embed import Marker, check_method, choose_method
+from gradmark.embed.preflight import some_carriers
 from gradmark.errors import PreflightError
+from gradmark.schemes.feature_contrast import FeatureContrast
 from strange import (
     STEREO,
     VECTOR,
@@ -268,3 +270,15 @@ def test_a_switching_unit_is_no_wrong_gradient() -> None:
         first.bias -= first(x)[units % len(x), units] - 2e-9
     scheme = scheme_for("filter-gradient", "vector")
     assert check_method(scheme, scheme.mark(KEY, SPECS["vector"]), model, (x, VECTOR[1]), "exact").ok
+
+
+def test_the_few_inputs_it_takes_are_of_one_class() -> None:
+    """What varies within a class has no gradient on four inputs of four classes."""
+    scheme = FeatureContrast(features=2, contrasts=4)
+    mark, (x, labels) = scheme.mark(KEY, SPECS["grey"]), pool("grey")
+    first = torch.cat([torch.nonzero(labels == c)[:2, 0] for c in range(9)]).reshape(9, 2).T.flatten()
+    batch = x[first], labels[first]
+    assert len(set(batch[1][:4].tolist())) == 4
+    few = some_carriers(scheme, mark, batch)
+    assert int((few[1] == few[1][0]).sum()) == 2
+    assert choose_method(scheme, mark, network("grey"), batch).ok

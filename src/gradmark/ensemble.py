@@ -118,7 +118,7 @@ class Ensemble:
         ``only``: numbers of the parts to probe, one at least; by default all of them. ``told``: scores
         and labels of natural inputs, for the parts that read no more than these.
         """
-        values, numbers, asked, total = [], [], [], sum(mark.sizes)
+        values, numbers, asked, pushes, total = [], [], [], [], sum(mark.sizes)
         starts = [sum(mark.sizes[:i]) for i in range(len(self.parts))]
         for i, (scheme, part, first) in enumerate(zip(self.parts, mark.parts, starts, strict=True)):
             if only is not None and i not in only:
@@ -129,15 +129,17 @@ class Ensemble:
             numbers.append(torch.where(real, index + first, total).reshape(-1, 1).to(signed.device))
             values.append(signed.reshape(-1, 1) / getattr(scheme, "margin", 1.0))
             asked.append(not in_weights(scheme))
-        # Parts weigh the same in the penalty's mean, however many numbers each of them reads. Bits in the
-        # weights take turns, since repeated answers would look like several to who keeps their means.
+            pushes.append(int(getattr(scheme, "push", 1)))
+        # Parts weigh the same in the penalty's mean, or as much as they say, however many numbers each of
+        # them reads. Bits in the weights take turns, since repeated answers would look like several to who
+        # keeps their means.
         answers = [len(v) for v, a in zip(values, asked, strict=True) if a]
         most = max(answers, default=0) or max(len(v) for v in values)
         for i, v in enumerate(values):
             if len(v) > most:
                 some = torch.randperm(len(v), generator=generator)[:most]
                 values[i], numbers[i] = v[some.to(v.device)], numbers[i][some.to(v.device)]
-        often = [most // max(1, len(v)) for v in values]
+        often = [push * (most // max(1, len(v))) for v, push in zip(values, pushes, strict=True)]
         return (
             torch.cat([v.repeat(n, 1) for v, n in zip(values, often, strict=True)]),
             torch.cat([v.repeat(n, 1) for v, n in zip(numbers, often, strict=True)]),

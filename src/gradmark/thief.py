@@ -26,7 +26,7 @@ from gradmark.views import View
 Loss = Callable[[nn.Module, Tensor, Tensor], Tensor]
 """From the model, inputs (b, *shape) and labels (b,) to a scalar."""
 Student = Literal["fresh", "other", "sibling"]
-_PUBLIC = ("step", "kernel_size", "whitening", "equaliser")
+_PUBLIC = ("step", "kernel_size", "whitening", "equaliser", "view")
 
 
 def logits(model: nn.Module, x: Tensor) -> Tensor:
@@ -153,7 +153,7 @@ def student(thief: Thief, generator: torch.Generator, kind: Student) -> nn.Modul
 
 
 def told(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What a mark file's parameters tell everybody of the owner's directions: for a thief who read it."""
+    """What a mark file's parameters tell everybody of what the owner looks at: for a thief who read it."""
     rows = (parameters, *(row["parameters"] for row in parameters.get("parts", ())))
     return {name: value for row in rows for name, value in row.items() if name in _PUBLIC}
 

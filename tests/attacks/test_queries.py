@@ -15,6 +15,7 @@ from gradmark import catalog
 from gradmark.attacks.output_match import Matched
 from gradmark.errors import AttackError
 from gradmark.protocols import Thief
+from gradmark.schemes.feature_contrast import texture
 from gradmark.verify import verify
 
 INPUT = [name for name in catalog.ATTACKS if name.startswith("input-")]
@@ -324,6 +325,36 @@ def test_matching_keeps_the_best_class_and_makes_the_others_ordinary(kind: str) 
     assert int(both.sum()) > 5
     now, then = (torch.cosine_similarity(v, target)[both] for v in (after, before))
     assert float(now.min()) > 0.9 > float(then.min())
+
+
+@pytest.mark.parametrize("view", ["cells", "overall"])
+def test_who_matches_linearly_looks_as_the_mark_file_says(view: str) -> None:
+    """What grows with an image's fineness is taken out of the answers where the mark may lie there."""
+    plain, x = trained("filter-gradient", "grey", marked=False), pool("grey")[0]
+    pull = torch.tensor([3.0, -3.0, 3.0, -3.0, 3.0, -3.0, 3.0, -3.0, 3.0, -3.0])
+
+    class Pulled(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return plain(x) + pull * (texture(x) - texture(pool("grey")[0]).mean(0))[:, :1]
+
+    given = Thief(SPECS["grey"], *pool("grey"), sibling=plain, directions={"view": view})
+    matched = guard("output-match", Pulled(), given, kind="linear")
+    with torch.no_grad():
+        best = Pulled()(x).argmax(1)
+        kept = [_covariance(m, x, best, pull) for m in (Pulled(), matched)]
+    assert kept[1] < 0.4 * kept[0] if view == "overall" else kept[1] > 0.5 * kept[0]
+
+
+def _covariance(model: nn.Module, x: Tensor, best: Tensor, pull: Tensor) -> float:
+    """How the wrong classes' scores follow the fineness along ``pull``, within predicted classes."""
+    z = model(x).clamp_min(1e-30).log() if isinstance(model, Matched) else model(x)
+    total = 0.0
+    for c in best.unique().tolist():
+        mine, others = best == c, torch.arange(10) != c
+        fine = texture(x[mine])[:, 0]
+        along = z[mine][:, others] @ (pull[others] - pull[others].mean())
+        total += float(((fine - fine.mean()) * (along - along.mean())).sum())
+    return total
 
 
 def test_a_network_of_his_own_is_trained_or_refused() -> None:

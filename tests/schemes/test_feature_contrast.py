@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -60,6 +62,79 @@ def test_what_is_the_same_for_a_whole_class_moves_nothing() -> None:
     torch.testing.assert_close(found, values(model, "grey"), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("domain", ["grey", "colour"])
+def test_an_overall_view_by_loops(domain: str) -> None:
+    """And a mirrored image looks the same, as networks that learn from mirrored images see it."""
+    x, spec = pool(domain)[0][:20], SPECS[domain]
+    channels = spec.input_shape[0]
+    found = coarse(spec, x, "overall")
+    assert found.shape == (20, channels + 5) and width_of(spec, "overall") == channels + 5
+    torch.testing.assert_close(coarse(spec, x.flip(3), "overall"), found, atol=1e-5, rtol=1e-4)
+    side = spec.input_shape[-1]
+    for image, row in zip(x.double(), found.double(), strict=True):
+        grey = image.mean(0)
+        across = sum(float((grey[:, i + 1] - grey[:, i]).abs().mean()) for i in range(side - 1)) / (side - 1)
+        down = sum(float((grey[i + 1] - grey[i]).abs().mean()) for i in range(side - 1)) / (side - 1)
+        expected = [
+            float(grey.mean()),
+            *(2 * float(image[c + 1].mean() - image[c].mean()) for c in range(channels - 1)),
+            0.4 * math.log(across + down),
+            0.4 * math.log(across / down),
+            0.4 * math.log(float(grey.std())),
+            float(grey[: side // 2].mean() - grey[side // 2 :].mean()),
+            float(grey[side // 4 : -side // 4, side // 4 : -side // 4].mean() - grey.mean()),
+        ]
+        torch.testing.assert_close(row, torch.tensor(expected).double(), atol=1e-5, rtol=1e-4)
+
+
+def test_a_flat_image_has_an_overall_view() -> None:
+    flat = coarse(SPECS["colour"], torch.full((2, 3, 16, 16), 0.5), "overall")
+    assert bool(torch.isfinite(flat).all())
+    assert bool(
+        torch.isfinite(coarse(ModelSpec("image", (1, 3, 3), 10), torch.rand(2, 1, 3, 3), "overall")).all()
+    )
+
+
+@pytest.mark.parametrize(("features", "groups"), [(1, 0), (8, 1), (3, 4)])
+def test_overall_bits_are_covariances_within_classes_too(features: int, groups: int) -> None:
+    scheme = FeatureContrast(features=features, contrasts=3, view="overall", groups=groups)
+    model, spec, (x, labels) = network("colour"), SPECS["colour"], pool("colour")
+    mark = scheme.mark(KEY, spec)
+    assert len(mark.bits) == (groups or 10) * features * 3
+    torch.testing.assert_close(mark.directions.T @ mark.directions, torch.eye(features), atol=1e-5, rtol=0)
+    seen = coarse(spec, x, "overall").double() @ mark.directions.double()
+    with torch.no_grad():
+        scores = model(x).double()
+    for c in range(10):
+        seen[labels == c] -= seen[labels == c].mean(0)
+    seen = seen / seen.square().mean(0).sqrt()
+    expected = []
+    for g in range(groups or 10):
+        mine = [i for i, label in enumerate(labels.tolist()) if label % (groups or 10) == g]
+        for j in range(features):
+            for number in range(3):
+                shares = [float(seen[i, j] * (mark.contrasts[int(labels[i]), number].double() @ scores[i]))
+                          for i in mine]  # fmt: skip
+                expected.append(sum(shares) / len(shares))
+    found = scheme.read(mark, white(model), (x, labels), access="black", carriers=1, queries=10**6).values
+    torch.testing.assert_close(found, torch.tensor(expected).double(), atol=1e-5, rtol=1e-4)
+    (questions,) = scheme.questions(mark, (x, labels), 10)
+    assert sum(questions.rooms) == len(x) and len(questions.rooms) == (groups or 10)
+    means = []
+    for cell, room in enumerate(questions.rooms):
+        with torch.no_grad():
+            told = torch.stack([model(questions.ask(cell, k)) for k in range(room)]).double()
+        means.append(questions.read(told, torch.full((room,), cell), torch.arange(room)).mean(0))
+    torch.testing.assert_close(torch.cat(means), found, atol=1e-5, rtol=1e-4)
+
+
+def test_the_first_view_keeps_its_bytes_and_another_has_bits_of_its_own() -> None:
+    assert not {"view", "groups"} & set(FeatureContrast().parameters())
+    assert FeatureContrast(view="overall").parameters()["view"] == "overall"
+    cells, overall = (FeatureContrast(view=v).mark(KEY, SPECS["colour"]) for v in ("cells", "overall"))
+    assert not torch.equal(cells.bits, overall.bits)
+
+
 def test_one_input_has_no_covariance() -> None:
     mark = SCHEME.mark(KEY, SPECS["grey"])
     x, labels = pool("grey")
@@ -93,6 +168,8 @@ def test_step_by_step_asks_for_the_same_numbers() -> None:
         (ModelSpec("tokens", (16,), 10, levels=50), FeatureContrast()),
         (ModelSpec("vector", (4,), 10), FeatureContrast(features=4)),
         (ModelSpec("image", (1, 8, 8), 10), FeatureContrast(features=0)),
+        (ModelSpec("image", (3, 8, 8), 10), FeatureContrast(groups=-1)),
+        (ModelSpec("image", (3, 8, 8), 10), FeatureContrast(features=9, view="overall")),
     ],
 )
 def test_where_there_is_no_room_it_says_so(spec: ModelSpec, scheme: FeatureContrast) -> None:
@@ -100,3 +177,9 @@ def test_where_there_is_no_room_it_says_so(spec: ModelSpec, scheme: FeatureContr
         scheme.mark(KEY, spec)
     assert FeatureContrast().fits(ModelSpec("signal", (8000,), 10))
     assert not FeatureContrast().fits(ModelSpec("tokens", (16,), 10, levels=50))
+
+
+def test_an_unknown_view_is_named() -> None:
+    with pytest.raises(UsageError, match="No such view") as told:
+        FeatureContrast(view="sideways").mark(KEY, SPECS["grey"])
+    assert "cells or overall" in str(told.value)

@@ -150,7 +150,8 @@ def _directions(
 ) -> Directions:
     """Directions of a throwaway key, as many as the input has, at most ``n`` unless that is 0."""
     given = {"step": step, "kernel_size": kernel_size}
-    family = {**_FAMILY, **thief.directions, **{k: v for k, v in given.items() if v}}
+    known = {k: v for k, v in thief.directions.items() if k != "view"}
+    family = {**_FAMILY, **known, **{k: v for k, v in given.items() if v}}
     key = OwnerKey.from_seed(int(torch.randint(2**62, (), generator=generator)), "thief")
     try:
         return keyed_directions(

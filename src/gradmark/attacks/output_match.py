@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmark.protocols import Thief
+from gradmark.schemes.feature_contrast import texture
 from gradmark.thief import Student, fit, logits, student
 
 Kind = Literal["means", "linear", "kernel", "whole"]
@@ -28,7 +29,8 @@ class OutputMatch:
     The thief asks both networks about his own inputs, regresses the difference of how they compare wrong
     classes on the input, predicted class by predicted class, and takes it out of every answer. ``kind``:
     ``means`` takes each class's mean, where :mod:`gradmark.schemes.class_contrast` lives; ``linear`` what
-    follows a coarse view of the input besides, where :mod:`gradmark.schemes.feature_contrast` does;
+    follows a coarse view of the input besides, and the view that the mark file names, where
+    :mod:`gradmark.schemes.feature_contrast` does;
     ``kernel`` any smooth function of it; ``whole`` gives the wrong classes of his own network at every
     input, so that nothing but the best class is left of the stolen one. No prediction changes.
 
@@ -47,15 +49,18 @@ class OutputMatch:
         own = student(thief, generator, self.own)
         if self.own != "sibling":
             fit(own, thief, generator, epochs=self.epochs)
-        return Matched(model, own.eval(), thief.x, self.kind)
+        return Matched(model, own.eval(), thief.x, self.kind, thief.directions.get("view") == "overall")
 
 
 class Matched(nn.Module):
     """Gives probabilities (b, C): ``model``'s best class, and the others as ``own`` has them."""
 
-    def __init__(self, model: nn.Module, own: nn.Module, x: Tensor, kind: Kind) -> None:
+    def __init__(
+        self, model: nn.Module, own: nn.Module, x: Tensor, kind: Kind, textured: bool = False
+    ) -> None:
         super().__init__()
         self.model, self.own, self.kind = copy.deepcopy(model), own.requires_grad_(False), kind
+        self.textured = textured
         self.eval()
         with torch.no_grad():
             ours, his = (torch.cat([logits(m, p) for p in x.split(_ASKED)]) for m in (self.model, own))
@@ -89,7 +94,17 @@ class Matched(nn.Module):
             near: Tensor = torch.cdist(x.flatten(1).float(), known.flatten(1).float()).square()
             return (-near / (2 * _width(known) ** 2)).exp()
         one = torch.ones(len(x), 1, device=x.device)
-        return one if self.kind != "linear" else torch.cat([one, _view(x) - _view(known).mean(0)], 1)
+        return (
+            one if self.kind != "linear" else torch.cat([one, self._view(x) - self._view(known).mean(0)], 1)
+        )
+
+    def _view(self, x: Tensor) -> Tensor:
+        """Of images the means of 4 x 4 cells, to which the texture adds what else an overall view has; of
+        anything else the input itself (b, D)."""
+        if x.ndim != 4:
+            return x.flatten(1).float()
+        cells = F.adaptive_avg_pool2d(x.float(), _CELLS).flatten(1)
+        return torch.cat([cells, texture(x)], 1) if self.textured else cells
 
     def _fit(self, known: Tensor, difference: Tensor) -> Tensor:
         """Coefficients of the regression of ``difference`` (n, C) on the inputs (n, *shape) of one class."""
@@ -103,11 +118,6 @@ class Matched(nn.Module):
             soft[0, 0], known_of = 0.0, basis.T @ difference  # the mean itself isn't shrunk
         found: Tensor = torch.linalg.solve(gram + soft, known_of)
         return found
-
-
-def _view(x: Tensor) -> Tensor:
-    """Of images the means of 4 x 4 cells, of anything else the input itself (b, D)."""
-    return F.adaptive_avg_pool2d(x.float(), _CELLS).flatten(1) if x.ndim == 4 else x.flatten(1).float()
 
 
 def _width(known: Tensor) -> float:

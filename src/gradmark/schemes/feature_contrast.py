@@ -1,7 +1,8 @@
 """Bits in how wrong classes compare *from input to input* of one class: no input is changed.
 
 The key gives ``J`` features of an input, linear in a coarse view of it, and for every class ``L`` contrasts
-of its wrong classes. Bit ``(c, j, l)`` is the sign of the covariance over natural inputs of class ``c`` of::
+of its wrong classes. Bit ``(g, j, l)`` is the sign of the mean covariance, within each class of group ``g``,
+of::
 
     f_j(x)   and   w_l(c) . logits(x)          less what an unmarked network reads
 
@@ -21,6 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradmark.carriers import orthonormal
 from gradmark.codec import canonical_json
 from gradmark.contrasts import wrong_class_contrasts
 from gradmark.errors import UsageError
@@ -33,7 +35,10 @@ from gradmark.suspects.checks import unwrap
 
 _HISTORY = 12  # points on the curve of p against queries
 _LEAST_CLASSES = 4
+VIEWS = ("cells", "overall")
 _CELLS = 4  # along each axis of an image
+_HUE, _TEXTURE = 2.0, 0.4  # by which these vary in natural images about as much as brightness does
+_PUSH = 10
 _BANDS = 16  # of a signal's spectrum
 _QUIET = 1e-6
 _MOST = 64  # features
@@ -47,10 +52,12 @@ class FeatureContrastMark:
     bits: Tensor
     contrasts: Tensor
     """(C, L, C): rows of ``contrasts[c]`` are orthogonal, sum to zero and are zero at ``c``."""
+    groups: int
     directions: Tensor
-    """(D, J): of the coarse view, of norm one and sum zero."""
+    """(D, J): of the coarse view, of norm one, and of sum zero or orthogonal to each other."""
     key: OwnerKey
     context: bytes
+    view: str = "cells"
     reference: Tensor | None = None
 
     def __repr__(self) -> str:
@@ -65,7 +72,7 @@ class FeatureContrastMark:
 
         Zero for a class with one input: a covariance takes two.
         """
-        features = coarse(self.spec, x) @ self.directions.to(x.device)
+        features = coarse(self.spec, x, self.view) @ self.directions.to(x.device)
         totals = features.new_zeros(self.spec.n_classes, features.shape[1]).index_add(0, labels, features)
         counts = torch.bincount(labels, minlength=self.spec.n_classes).clamp_min(1)[:, None]
         centred = features - (totals / counts)[labels]
@@ -74,21 +81,26 @@ class FeatureContrastMark:
     def index(self, labels: Tensor) -> Tensor:
         """Numbers (b, J L) of the bits that inputs with these labels (b,) carry."""
         width = self.directions.shape[1] * self.contrasts.shape[1]
-        return labels[:, None] * width + torch.arange(width, device=labels.device)
+        return (labels % self.groups)[:, None] * width + torch.arange(width, device=labels.device)
 
 
 @dataclass(frozen=True)
 class FeatureContrast:
     """Configuration of the scheme; a frozen value that holds neither key nor model.
 
-    There are classes x ``features`` x ``contrasts`` bits, ``contrasts`` at most classes - 2. ``per_carrier``:
-    natural inputs that a white-box reading takes for each carrier it is allowed. ``reference``: see
-    :meth:`calibrated`.
+    There are ``groups`` x ``features`` x ``contrasts`` bits, ``contrasts`` at most classes - 2. Without
+    ``groups`` every class is one; the fewer, the easier for a network whose last layer is narrow: what
+    classes share is linear in what that layer sees. ``per_carrier``: natural inputs that a white-box reading
+    takes for each carrier it is allowed. ``view``: what features of an image see, see :func:`coarse`;
+    networks that average over places don't know one ``cells`` from another.
+    ``reference``: see :meth:`calibrated`.
     """
 
     features: int = 4
     contrasts: int = 8
     per_carrier: int = 8
+    view: str = "cells"
+    groups: int = 0
     reference: str = ""
 
     name: ClassVar[str] = "feature-contrast"
@@ -97,8 +109,18 @@ class FeatureContrast:
     margin: ClassVar[float] = 0.5
     steady: ClassVar[bool] = False  # a batch holds few inputs of a class
 
+    @property
+    def push(self) -> int:
+        """How many times as hard as other parts this one pushes.
+
+        Images of a class are much alike to the last layers of a network (neural collapse), so that what
+        tells them apart moves by so much less for the same push.
+        """
+        return _PUSH if self.view == "overall" else 1
+
     def parameters(self) -> dict[str, Any]:
-        return asdict(self)
+        # Marks made before there were other views and groups keep their bytes.
+        return {n: v for n, v in asdict(self).items() if (n, v) not in (("view", "cells"), ("groups", 0))}
 
     def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> FeatureContrast:
         """This scheme with ``unmarked``'s readings taken away from all later ones.
@@ -113,16 +135,23 @@ class FeatureContrast:
 
     def fits(self, spec: ModelSpec) -> bool:
         """Whether there are wrong classes enough to compare, and inputs that have features."""
-        return spec.n_classes >= _LEAST_CLASSES and width_of(spec) > 1
+        return spec.n_classes >= _LEAST_CLASSES and width_of(spec, self.view) > 1
 
     def mark(self, key: OwnerKey, spec: ModelSpec) -> FeatureContrastMark:
         """Derive directions, contrasts, carrier order and bits from the key, the spec and the reference.
 
         Raises UsageError for fewer than four classes, or more features than a coarse view of the input has.
         """
-        width = width_of(spec)
-        most = min(width - 1, _MOST)
-        if not self.fits(spec) or min(self.contrasts, self.per_carrier) < 1 or not 1 <= self.features <= most:
+        width = width_of(spec, self.view)
+        most = width if self.view == "overall" else min(width - 1, _MOST)
+        if self.view not in VIEWS:
+            raise UsageError("No such view", expected=" or ".join(VIEWS), found=self.view)
+        groups = min(self.groups or spec.n_classes, spec.n_classes)
+        if (
+            not self.fits(spec)
+            or min(self.contrasts, self.per_carrier, groups) < 1
+            or not 1 <= self.features <= most
+        ):
             raise UsageError(
                 "Wrong classes can't carry this mark",
                 expected=f"at least {_LEAST_CLASSES} classes, one contrast, one input a carrier, "
@@ -135,16 +164,22 @@ class FeatureContrast:
             for one in (replace(self, reference=""), self)
         )
         per_class = min(self.contrasts, spec.n_classes - 2)
-        n = spec.n_classes * self.features * per_class
+        n = groups * self.features * per_class
         raw = torch.from_numpy(key.normals("features", (width, self.features), context=context))
-        raw = raw - raw.mean(0)
+        if self.view == "overall":  # so few numbers that none is to be wasted
+            directions = orthonormal(raw)
+        else:
+            raw = raw - raw.mean(0)
+            directions = raw / raw.norm(dim=0)
         return FeatureContrastMark(
             spec,
             torch.from_numpy(key.uniform_bits("bits", n, context=full)).float(),
-            wrong_class_contrasts(key, spec, per_class, spec.n_classes, context),
-            (raw / raw.norm(dim=0)).float(),
+            wrong_class_contrasts(key, spec, per_class, groups, context),
+            groups,
+            directions.float(),
             key,
             context,
+            self.view,
             unseal(key, self.reference, context, n) if self.reference else None,
         )
 
@@ -176,7 +211,7 @@ class FeatureContrast:
 
         def means(n: int) -> Tensor:
             values = _shares(mark, scores[:n], mark.weights(x[:n], labels[:n]).double(), labels[:n])
-            return without(mean_by(values, labels[:n], mark.spec.n_classes).flatten(), mark.reference)
+            return without(mean_by(values, labels[:n] % mark.groups, mark.groups).flatten(), mark.reference)
 
         if access == "white":
             return Reading(means(len(x)), bits, len(x), 0, access)
@@ -185,10 +220,10 @@ class FeatureContrast:
         return Reading(history[-1][1], bits, len(x), len(x), access, history)
 
     def questions(self, mark: FeatureContrastMark, pool: Batch, carriers: int) -> tuple[Questions, ...]:
-        """A cell is a class; an observation of it, a natural input, where it stands in its class."""
+        """A cell is a group; an observation of it, a natural input, where it stands in its class."""
         check_pool(mark.spec, pool)
         order, weights = mark.order(len(pool[0])), mark.weights(*pool).double()
-        members = [order[pool[1][order] == c] for c in range(mark.spec.n_classes)]
+        members = [order[pool[1][order] % mark.groups == g] for g in range(mark.groups)]
 
         def ask(cell: int, number: int) -> Tensor:
             return pool[0][members[cell][number]][None]
@@ -197,7 +232,7 @@ class FeatureContrast:
             rows = torch.stack([members[c][k] for c, k in zip(cells.tolist(), numbers.tolist(), strict=True)])
             return _shares(mark, scores[:, 0], weights[rows], pool[1][rows])
 
-        rooms, width = tuple(len(m) for m in members), len(mark.bits) // mark.spec.n_classes
+        rooms, width = tuple(len(m) for m in members), len(mark.bits) // mark.groups
         return (Questions(mark.bits, width, 1, rooms, ask, read, mark.reference),)
 
 
@@ -207,27 +242,55 @@ def _shares(mark: FeatureContrastMark, scores: Tensor, weights: Tensor, labels: 
     return (weights.to(values)[:, :, None] * values[:, None, :]).flatten(1)
 
 
-def width_of(spec: ModelSpec) -> int:
+def width_of(spec: ModelSpec, view: str = "cells") -> int:
     """How many numbers a coarse view of an input has; none of words."""
     channels = spec.input_shape[0] if len(spec.input_shape) > 1 else 1
     if spec.domain == "image":
-        return channels * _CELLS**2
+        return channels + 5 if view == "overall" else channels * _CELLS**2
     if spec.domain == "signal":
         return channels * _BANDS
     return spec.input_shape[0] if spec.domain == "vector" else 0
 
 
-def coarse(spec: ModelSpec, x: Tensor) -> Tensor:
+def coarse(spec: ModelSpec, x: Tensor, view: str = "cells") -> Tensor:
     """What an input (b, *shape) looks like from afar (b, D), float32, and differentiable nowhere.
 
-    Of an image the means of 4 x 4 cells of each channel, of a signal its amplitude in sixteen equal bands, in
-    parts of the whole; a vector as it is.
+    Of an image the means of 4 x 4 ``cells`` of each channel; or ``overall``, which hardly knows what lies
+    where: brightness, hue (how neighbouring channels differ), the :func:`texture`, and how much brighter the
+    upper half is than the lower, and the middle than the whole. Of a signal its amplitude in sixteen equal
+    bands, in parts of the whole; a vector as it is.
     """
     x = x.detach().float()
     if spec.domain == "image":
-        return F.adaptive_avg_pool2d(x.reshape(len(x), -1, *x.shape[-2:]), _CELLS).flatten(1)
+        x = x.reshape(len(x), -1, *x.shape[-2:])
+        return _overall(x) if view == "overall" else F.adaptive_avg_pool2d(x, _CELLS).flatten(1)
     if spec.domain == "signal":
         energy = torch.fft.rfft(x.reshape(len(x), -1, x.shape[-1])).abs().square()
         bands = F.adaptive_avg_pool1d(energy, _BANDS)
         return (bands / bands.sum(2, keepdim=True).clamp_min(_QUIET)).sqrt().flatten(1)
     return x.flatten(1)
+
+
+def _overall(x: Tensor) -> Tensor:
+    """(b, c, h, w) to (b, c + 5)."""
+    means, grey = x.mean((2, 3)), x.mean(1)
+    h, w = grey.shape[1:]
+    whole = grey.mean((1, 2))
+    halves = grey[:, : h - h // 2].mean((1, 2)) - grey[:, h // 2 :].mean((1, 2))
+    middle = grey[:, h // 4 : h - h // 4, w // 4 : w - w // 4].mean((1, 2)) - whole
+    rows = [whole[:, None], _HUE * means.diff(dim=1), _TEXTURE * texture(x), halves[:, None], middle[:, None]]
+    return torch.cat(rows, 1)
+
+
+def texture(x: Tensor) -> Tensor:
+    """Of images (b, c, h, w), channels averaged: fineness, slant and contrast (b, 3), float32.
+
+    Logarithms of the total variation, of its share along a row over that along a column, and of the
+    standard deviation: what no linear view of an image has.
+    """
+    grey = x.detach().float().mean(1)
+    across, down = (grey.diff(dim=d).abs().mean((1, 2)) for d in (2, 1))
+    spread = grey.flatten(1).std(1)
+    found = [across + down, across, down, spread]
+    fine, across, down, spread = (v.clamp_min(_QUIET).log() for v in found)
+    return torch.stack([fine, across - down, spread], 1)
