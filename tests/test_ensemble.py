@@ -19,6 +19,7 @@ from gradmark.embed.heads import answered
 from gradmark.ensemble import Ensemble
 from gradmark.errors import MarkFileError, UnknownNameError, UsageError
 from gradmark.schemes.class_contrast import ClassContrast
+from gradmark.schemes.feature_contrast import FeatureContrast
 from gradmark.schemes.filter_gradient import FilterGradient
 from gradmark.schemes.probe_gradient import ProbeGradient
 from gradmark.schemes.weights import Weights
@@ -278,6 +279,22 @@ def test_probes_are_numbered_through(method: str, parts: tuple[Any, ...]) -> Non
     ]
     signed.sum().backward()
     assert all(weight.grad is not None for weight in model.parameters() if weight.dim() > 1)
+
+
+def test_a_part_that_pushes_harder_has_more_of_the_penalty() -> None:
+    """As many times the others' share as it says, and no other numbers."""
+    loud, quiet = (FeatureContrast(features=2, contrasts=4, view=view) for view in ("overall", "cells"))
+    assert (loud.push, quiet.push) == (10, 1)
+    for part in (loud, quiet):
+        scheme = Ensemble((CLASS, part))
+        mark = scheme.mark(KEY, SPEC)
+        signed, index = scheme.probe(mark, network("grey"), POOL, torch.Generator(), "exact")
+        own = (index[:, 0] >= mark.sizes[0]) & (index[:, 0] < sum(mark.sizes))
+        values, numbers = part.probe(mark.parts[1], network("grey"), POOL, torch.Generator(), "exact")
+        times = int(own.sum()) // values.numel()
+        assert times == part.push * max(1, int((~own).sum()) // values.numel())
+        torch.testing.assert_close(signed[own, 0], (values.flatten() / part.margin).repeat(times))
+        assert torch.equal(index[own, 0], (numbers.flatten() + mark.sizes[0]).repeat(times))
 
 
 # --- parts that are placed --------------------------------------------------------------------------------
