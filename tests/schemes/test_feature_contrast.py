@@ -95,12 +95,13 @@ def test_a_flat_image_has_an_overall_view() -> None:
     )
 
 
-@pytest.mark.parametrize(("features", "groups"), [(1, 0), (8, 1), (3, 4)])
+@pytest.mark.parametrize(("features", "groups"), [(1, 10), (8, 1), (2, 0), (3, 4)])
 def test_overall_bits_are_covariances_within_classes_too(features: int, groups: int) -> None:
     scheme = FeatureContrast(features=features, contrasts=3, view="overall", groups=groups)
     model, spec, (x, labels) = network("colour"), SPECS["colour"], pool("colour")
     mark = scheme.mark(KEY, spec)
-    assert len(mark.bits) == (groups or 10) * features * 3
+    groups = groups or 1
+    assert len(mark.bits) == groups * features * 3
     torch.testing.assert_close(mark.directions.T @ mark.directions, torch.eye(features), atol=1e-5, rtol=0)
     seen = coarse(spec, x, "overall").double() @ mark.directions.double()
     with torch.no_grad():
@@ -109,8 +110,8 @@ def test_overall_bits_are_covariances_within_classes_too(features: int, groups: 
         seen[labels == c] -= seen[labels == c].mean(0)
     seen = seen / seen.square().mean(0).sqrt()
     expected = []
-    for g in range(groups or 10):
-        mine = [i for i, label in enumerate(labels.tolist()) if label % (groups or 10) == g]
+    for g in range(groups):
+        mine = [i for i, label in enumerate(labels.tolist()) if label % groups == g]
         for j in range(features):
             for number in range(3):
                 shares = [float(seen[i, j] * (mark.contrasts[int(labels[i]), number].double() @ scores[i]))
@@ -119,7 +120,7 @@ def test_overall_bits_are_covariances_within_classes_too(features: int, groups: 
     found = scheme.read(mark, white(model), (x, labels), access="black", carriers=1, queries=10**6).values
     torch.testing.assert_close(found, torch.tensor(expected).double(), atol=1e-5, rtol=1e-4)
     (questions,) = scheme.questions(mark, (x, labels), 10)
-    assert sum(questions.rooms) == len(x) and len(questions.rooms) == (groups or 10)
+    assert sum(questions.rooms) == len(x) and len(questions.rooms) == groups
     means = []
     for cell, room in enumerate(questions.rooms):
         with torch.no_grad():

@@ -88,11 +88,11 @@ class FeatureContrastMark:
 class FeatureContrast:
     """Configuration of the scheme; a frozen value that holds neither key nor model.
 
-    There are ``groups`` x ``features`` x ``contrasts`` bits, ``contrasts`` at most classes - 2. Without
-    ``groups`` every class is one; the fewer, the easier for a network whose last layer is narrow: what
-    classes share is linear in what that layer sees. ``per_carrier``: natural inputs that a white-box reading
-    takes for each carrier it is allowed. ``view``: what features of an image see, see :func:`coarse`;
-    networks that average over places don't know one ``cells`` from another.
+    There are ``groups`` x ``features`` x ``contrasts`` bits, ``contrasts`` at most classes - 2. ``view``:
+    what features of an image see, see :func:`coarse`; networks that average over places know no ``cells``.
+    ``groups``: of classes, 0 for each class by itself, or for all together in an ``overall`` view. The fewer,
+    the easier for a network whose last layer is narrow: what classes share is linear in what that layer sees.
+    ``per_carrier``: natural inputs that a white-box reading takes for each carrier it is allowed.
     ``reference``: see :meth:`calibrated`.
     """
 
@@ -146,7 +146,7 @@ class FeatureContrast:
         most = width if self.view == "overall" else min(width - 1, _MOST)
         if self.view not in VIEWS:
             raise UsageError("No such view", expected=" or ".join(VIEWS), found=self.view)
-        groups = min(self.groups or spec.n_classes, spec.n_classes)
+        groups = min(self.groups or (1 if self.view == "overall" else spec.n_classes), spec.n_classes)
         if (
             not self.fits(spec)
             or min(self.contrasts, self.per_carrier, groups) < 1
