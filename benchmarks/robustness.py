@@ -4,7 +4,7 @@
     python benchmarks/robustness.py bench-out ...
 
 Writes results/robustness/cells.json (every cell, without what a summary doesn't need; networks that the folders don't
-have keep the cells that they had), outlives.svg beside it, and ROBUSTNESS.md: every mark at a glance, and
+have keep the cells that they had), the pictures beside it, and ROBUSTNESS.md: every mark at a glance, and
 per task what an embedding cost, every attack by every scheme, the cells that fall short, queries, and whether strangers'
 p-values on attacked networks are uniform. Without an argument the page is made again from the committed cells.
 """
@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from gradmark.catalog import FLAGSHIP
+from gradmark.report.bench_plots import heatmap, pareto
 from gradmark.stats import mean_interval
 
 HERE = Path(__file__).parent
@@ -136,8 +137,7 @@ def _task(task: str, cells: list[Cell]) -> Iterator[str]:
     schemes = _schemes(cells)
     yield f"## {task}\n"
     for picture in (f"heatmap-{task}.png", f"pareto-{task}.png"):
-        if (CELLS.parent / picture).exists():  # drawn by `gradmark bench`, for the default scheme alone
-            yield f"![{picture}](results/robustness/{picture})\n"
+        yield f"![{picture}](results/robustness/{picture})\n"
     yield "What embedding cost, in points of accuracy against an unmarked control of the same seed:\n"
     rows = []
     for s in schemes:
@@ -344,6 +344,17 @@ def outlives(cells: list[Cell]) -> bytes:
     return c.data
 
 
+def pictures(cells: list[Cell]) -> Iterator[tuple[str, bytes]]:
+    """Per task a heat map of every scheme and attack, and the thief's front against the default alone."""
+    for task in dict.fromkeys(c["task"] for c in cells):
+        own = [c for c in cells if c["task"] == task]
+        schemes = _schemes(own)
+        own.sort(key=lambda c: (schemes.index(c["scheme"]), c["attack"] != "none", c["access"] != "white"))
+        yield f"heatmap-{task}.png", heatmap(own, task, removed=GOAL, worth=WORTH).svg_or_png
+        default = [c for c in own if c["scheme"] == FLAGSHIP] or own
+        yield f"pareto-{task}.png", pareto(default, task, removed=GOAL, worth=WORTH).svg_or_png
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -359,6 +370,8 @@ def main() -> None:
         CELLS.write_text("[\n" + ",\n".join(json.dumps(c) for c in cells) + "\n]\n")
     cells = json.loads(CELLS.read_text())
     PICTURE.write_bytes(outlives(cells))
+    for name, data in pictures([cell for cell in cells if "error" not in cell]):
+        CELLS.with_name(name).write_bytes(data)
     PAGE.write_text("\n".join(page(cells)))
 
 

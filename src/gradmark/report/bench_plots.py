@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -89,10 +90,12 @@ def heatmap(rows: Sequence[Row], task: str, *, removed: float, worth: float) -> 
     pairs = {(str(row["scheme"]), str(row["access"])) for row in rows}
     columns = sorted(pairs, key=lambda pair: (pair[1] != "white", pair[1], schemes.index(pair[0])))
     values, losses = np.full((len(attacks), len(columns)), np.nan), np.zeros((len(attacks), len(columns)))
+    cells: dict[tuple[str, str, str], list[Row]] = defaultdict(list)
+    for row in rows:
+        cells[str(row["attack"]), str(row["scheme"]), str(row["access"])].append(row)
     for i, attack in enumerate(attacks):
         for j, (scheme, access) in enumerate(columns):
-            chosen = [r for r in rows if (r["attack"], r["scheme"], r["access"]) == (attack, scheme, access)]
-            if chosen:
+            if chosen := cells.get((attack, scheme, access)):
                 values[i, j] = median(float(r["log10_p"]) for r in chosen)
                 losses[i, j] = median(float(r["stealing_loss"]) for r in chosen)
     with canvas(3.4 + 0.75 * len(columns), 1.9 + 0.21 * len(attacks), kind="png") as c:
