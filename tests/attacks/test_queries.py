@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from conformance import KEY, SPECS, inputs, mark_file, network, pool, same_world, trained, white, world
 from gradmark import catalog
 from gradmark.attacks.output_match import Matched
+from gradmark.coarse import texture
 from gradmark.errors import AttackError
 from gradmark.protocols import Thief
-from gradmark.schemes.feature_contrast import texture
 from gradmark.verify import verify
 
 INPUT = [name for name in catalog.ATTACKS if name.startswith("input-")]

@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from conformance import KEY, SPECS, network, pool, white
+from gradmark.coarse import coarse, width_of
 from gradmark.errors import UsageError
 from gradmark.protocols import ModelSpec
-from gradmark.schemes.feature_contrast import FeatureContrast, coarse, width_of
+from gradmark.schemes.feature_contrast import FeatureContrast
 from gradmark.suspects import CallableSuspect
 
 SCHEME = FeatureContrast(features=2, contrasts=3)

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gradmark.coarse import texture
 from gradmark.protocols import Thief
-from gradmark.schemes.feature_contrast import texture
 from gradmark.thief import Student, fit, logits, student
 
 Kind = Literal["means", "linear", "kernel", "whole"]
