@@ -264,8 +264,7 @@ class Thief:
     network of the same architecture. ``fresh``, ``other``: untrained networks of the same and of another
     architecture. ``marker``: from a seed, his own marker of the owner's scheme.
     ``lr``, ``optimizer``, ``batch_size``, ``augment`` (inputs and a generator to inputs), ``autocast``: how
-    he trains. ``directions``: what the public mark file says of the owner's, as ``step`` and ``kernel_size``,
-    and of the ``view`` that his features take.
+    he trains. ``directions``: what the mark file says of the owner's: ``step``, ``kernel_size``, ``view``.
     """
 
     spec: ModelSpec
