@@ -111,15 +111,15 @@ def refusal(checks: Sequence[Check]) -> PreflightError:
 
 
 def some_carriers(scheme: Scheme, mark: Mark, batch: Batch) -> Batch:
-    """A few inputs of the batch: those that can carry the penalty first, and of these the most frequent
-    class, since what varies within a class takes two of it."""
+    """A few inputs of the batch, those that can carry the penalty first; all of one class, if there are as
+    many, for a scheme that reads what varies within a class."""
     labels = batch[1]
-    able = torch.ones_like(labels, dtype=torch.bool)
+    first = torch.arange(len(labels), device=labels.device)
     if isinstance(scheme, Choosy):
-        able = scheme.carrying(mark, labels)
-    company = (labels[:, None] == labels[able]).sum(1)
-    alike = labels == labels[company.argmax()]
-    first = (able.int() + (able & alike)).argsort(descending=True, stable=True)
+        first = scheme.carrying(mark, labels).int().argsort(descending=True, stable=True)
+    if not getattr(scheme, "steady", True):
+        company = (labels[:, None] == labels).sum(1)
+        first = (labels == labels[company.argmax()]).int().argsort(descending=True, stable=True)
     return batch[0][first[:4]], batch[1][first[:4]]
 
 
