@@ -7,17 +7,15 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmark.coarse import texture
+from gradmark.coarse import cells, texture
 from gradmark.protocols import Thief
 from gradmark.thief import Student, fit, logits, student
 
 Kind = Literal["means", "linear", "kernel", "whole"]
 _GAP = 1e-3  # by which the best class stays ahead
 _ASKED = 512  # inputs at a time
-_CELLS = 4  # along each axis of an image, as another part of the mark has them
 _RIDGE = 1e-2  # of a class's inputs
 _SOFT = 0.1  # of the kernel's diagonal
 
@@ -94,17 +92,16 @@ class Matched(nn.Module):
             near: Tensor = torch.cdist(x.flatten(1).float(), known.flatten(1).float()).square()
             return (-near / (2 * _width(known) ** 2)).exp()
         one = torch.ones(len(x), 1, device=x.device)
-        return (
-            one if self.kind != "linear" else torch.cat([one, self._view(x) - self._view(known).mean(0)], 1)
-        )
+        if self.kind != "linear":
+            return one
+        return torch.cat([one, self._view(x) - self._view(known).mean(0)], 1)
 
     def _view(self, x: Tensor) -> Tensor:
         """Of images the means of 4 x 4 cells, to which the texture adds what else an overall view has; of
         anything else the input itself (b, D)."""
         if x.ndim != 4:
             return x.flatten(1).float()
-        cells = F.adaptive_avg_pool2d(x.float(), _CELLS).flatten(1)
-        return torch.cat([cells, texture(x)], 1) if self.textured else cells
+        return torch.cat([cells(x), texture(x)], 1) if self.textured else cells(x)
 
     def _fit(self, known: Tensor, difference: Tensor) -> Tensor:
         """Coefficients of the regression of ``difference`` (n, C) on the inputs (n, *shape) of one class."""
