@@ -123,14 +123,16 @@ def test_how_the_mark_is_pushed_is_written_down(signed: Path) -> None:
     result = gradmark(
         "embed", "--model", "tiny:net", "--weights", signed / "out" / "model.safetensors", "--data", "digits",
         "--key", signed / "acme.key", "--out", out, "--epochs", 1, "--rehearse", 0.002, "--every", 2,
-        "--soften", 0.3, "--json",
+        "--soften", 0.3, "--keyed-labels", "--json",
     )  # fmt: skip
     assert result.code in (0, 1), result.err
     assert json.loads(result.out)["push"] == {
-        "carriers": 32, "every": 2, "rehearse": 0.002, "soften": 0.3
+        "carriers": 32, "every": 2, "rehearse": 0.002, "soften": 0.3, "keyed_labels": True
     }  # fmt: skip
     said = (out / "report.html").read_text()
-    assert all(option in said for option in ("--every 2", "--rehearse 0.002", "--soften 0.3"))
+    assert all(
+        option in said for option in ("--every 2", "--rehearse 0.002", "--soften 0.3", "--keyed-labels")
+    )
 
 
 def test_embed_writes_what_the_contract_says(signed: Path) -> None:

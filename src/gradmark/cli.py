@@ -130,6 +130,10 @@ def embed(
         float | None,
         typer.Option(help="Weight of answering blurred and faded images as the images themselves."),
     ] = None,
+    keyed_labels: Annotated[
+        bool,
+        typer.Option("--keyed-labels", help="Let the key spread what smoothing takes from the labels."),
+    ] = False,
     hardened: Annotated[
         bool,
         typer.Option("--hardened", help="Against retraining, and for blurred images: see the reference."),
@@ -161,7 +165,7 @@ def embed(
         task_or(task, model, "--model"), task_or(task, data, "--data"), key_of(key, passphrase_file), out,
         weights, scheme, bits, settings(set_ or []), target_p, budget, epochs, lr, batch_size, optimizer,
         augment, strength, margin, smoothing, calibrate, method, seed, resume, device, task, carriers, every,
-        rehearse, soften, hardened,
+        rehearse, soften, hardened, keyed_labels,
     )  # fmt: skip
     done = run_embed(job, err())
     return show(CODES[done.verdict.outcome], as_json, done.to_json(), *embedded(done))

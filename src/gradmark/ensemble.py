@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gradmark.embed.discreet import Discreet
 from gradmark.embed.heads import in_weights
+from gradmark.embed.soft_labels import Tilting
 from gradmark.errors import MismatchError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, ModelSpec, Reading, Scheme
@@ -153,6 +154,16 @@ class Ensemble:
             if isinstance(scheme, Discreet)
         ]
         return torch.stack(found).sum() if found else torch.zeros(())
+
+    def tilt(self, mark: EnsembleMark, x: Tensor, labels: Tensor, margin: float) -> Tensor:
+        """The sum (b, C) of those of the parts that have one; ``margin`` in units of their own."""
+        rows = zip(self.parts, mark.parts, mark.shares, strict=True)
+        found = [
+            scheme.tilt(part, x, labels, margin * share * getattr(scheme, "margin", 1.0))
+            for scheme, part, share in rows
+            if isinstance(scheme, Tilting)
+        ]
+        return torch.stack(found).sum(0)
 
     def read(
         self,

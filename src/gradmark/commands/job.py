@@ -35,6 +35,7 @@ _RATE_TUNED = 1 / 4  # of the learning rate from scratch
 HARDENED = {"trigger.bits": 128, "trigger.pattern": "two-tone"}
 """Options of the default scheme where ``hardened`` marks go into images; see decisions 11 and 12."""
 _SOFTEN, _REHEARSE = 0.3, 2e-3  # of hardened marks; the rate where the owner's optimizer isn't AdamW
+_FLAGS = ("calibrate", "hardened", "keyed_labels")
 _PUSH = ("margin", "carriers", "every", "rehearse", "soften")  # the Marker's own arguments
 
 
@@ -73,11 +74,12 @@ class EmbedJob:
     soften: float | None = None
     hardened: bool = False
     """Rehearsed thieves at the owner's rate and, in images, softened carriers and more triggers, two-tone."""
+    keyed_labels: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("calibrate", "hardened"):
+        for name in _FLAGS:
             if self.task is not None and getattr(self, name):
-                raise UsageError(f"--{name} is for class scores", fix="leave it or --task out")
+                raise UsageError(f"--{_said(name)} is for class scores", fix="leave it or --task out")
         need_device(self.device)
         if self.target_p is not None and not 0 < self.target_p < 1:
             raise UsageError("The target p makes no sense", expected="0 < p < 1", found=str(self.target_p))
@@ -130,6 +132,7 @@ class EmbedJob:
             method=method,
             test=TEST,
             seed=self.seed,
+            keyed_labels=self.keyed_labels,
             **given,
         )
 
@@ -142,11 +145,16 @@ class EmbedJob:
             "task": self.task,
             "device": None if self.device == "cpu" else self.device,
         }
-        found = [f"--{n.replace('_', '-')} {value}" for n, value in given.items() if value is not None]
+        found = [f"--{_said(n)} {value}" for n, value in given.items() if value is not None]
         if self.smoothing != SMOOTHING:
             found.append(f"--smoothing {self.smoothing}")
-        found += [f"--{name}" for name in ("calibrate", "hardened") if getattr(self, name)]
+        found += [f"--{_said(name)}" for name in _FLAGS if getattr(self, name)]
         return [*found, *(shlex.join(("--set", f"{n}={json.dumps(v)}")) for n, v in self.options)]
+
+
+def _said(name: str) -> str:
+    """As the command line has it."""
+    return name.replace("_", "-")
 
 
 def need_device(name: str) -> None:
@@ -207,6 +215,7 @@ def identity(job: EmbedJob, recipe: Recipe, scheme: Scheme, data: Data, model: n
         "calibrate": job.calibrate,
         **{name: getattr(job, name) for name in _PUSH},
         "hardened": job.hardened,
+        "keyed labels": job.keyed_labels,
         "budget": job.budget,
         "strength": job.strength,
         "method": job.method,

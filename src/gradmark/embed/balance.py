@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from gradmark.embed.wrappers import needs_whole_backward, norm_of, trainable, weight_gradients
+from gradmark.errors import UsageError
+from gradmark.protocols import Batch
+from gradmark.suspects.checks import unwrap
+from gradmark.views import View
 
 _SMOOTH = 0.8
 _FLOOR = 0.05  # of the largest task gradient seen: a memorised task must not silence the mark
@@ -37,3 +46,30 @@ class Balance:
         against = max(self.penalty_norm, self.penalty_peak / _CEILING, 1e-12)
         follows = max(self.task_norm, _FLOOR * self.task_peak) / against
         self.weight = min(ratio * self.push * follows, _HEAVIEST)
+
+
+def check_strength(target_log10_p: float, budget: float, margin: float, carriers: int, every: int) -> None:
+    """UsageError where a Marker's arguments of these names make no sense."""
+    if target_log10_p >= 0 or budget <= 0 or margin <= 0 or carriers < 1 or every < 1:
+        raise UsageError(
+            "The strength of a mark makes no sense",
+            expected="target_log10_p < 0; budget, margin > 0; carriers, every >= 1",
+            found=f"{target_log10_p=}, {budget=}, {margin=}, {carriers=}, {every=}",
+        )
+
+
+def norms(
+    model: nn.Module, task_loss: Callable[[Tensor, Tensor], Tensor], loss: Tensor, norm: float | None,
+    batch: Batch,
+) -> tuple[float, float]:  # fmt: skip
+    """Of the gradients of the task's loss of ``batch`` and of the penalty ``loss``, whose may be known."""
+    weights = trainable(model)
+    if isinstance(model, View):
+        task = model.task.loss(model.model, batch)
+    else:
+        task = task_loss(unwrap(model(batch[0])), batch[1])
+    whole = needs_whole_backward(model, task)
+    of_task = norm_of(weight_gradients(task, weights, whole=whole))
+    if norm is None:
+        norm = norm_of(weight_gradients(loss, weights, whole=whole, retain=True))
+    return of_task, norm

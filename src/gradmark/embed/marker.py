@@ -10,30 +10,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gradmark.embed.balance import Balance
+from gradmark.embed.balance import Balance, check_strength, norms
 from gradmark.embed.discreet import Discreet, discreetly
 from gradmark.embed.evidence import Evidence
 from gradmark.embed.heads import NewHead, answered
 from gradmark.embed.modes import penalty_mode
-from gradmark.embed.preflight import METHODS, choose_method
+from gradmark.embed.preflight import check_method_name, choose_method
 from gradmark.embed.ranks import Ranks
 from gradmark.embed.rehearsal import Rehearsal
 from gradmark.embed.shared import from_scores, rides, shared
+from gradmark.embed.soft_labels import check_tilts, soft_labels
 from gradmark.embed.soften import check_soften, unlikeness
 from gradmark.embed.status import MarkStatus
-from gradmark.embed.wrappers import (
-    at_once,
-    bare,
-    needs_whole_backward,
-    norm_of,
-    sharded,
-    trainable,
-    weight_gradients,
-)  # fmt: skip
-from gradmark.errors import ModelError, UsageError
+from gradmark.embed.wrappers import at_once, bare, sharded
+from gradmark.errors import ModelError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Batch, ModelSpec, Scheme, TestName
-from gradmark.suspects.checks import unwrap
 from gradmark.views import View
 
 STRENGTH_PER_POINT = 0.6
@@ -65,6 +57,7 @@ class Marker:
     ``rehearse``: the rate of a thief who retrains copies of the model from then on, which are asked too
     (:mod:`gradmark.embed.rehearsal`); AdamW's, as high as your own. ``soften``: the weight with which blurred
     and faded carriers are to be answered as they are themselves (:mod:`gradmark.embed.soften`).
+    ``keyed_labels``: that the task is trained on :meth:`soft_labels`.
 
     Where a process group is running, all its processes make the same calls and carry one mark together
     (:mod:`gradmark.embed.ranks`): ``carriers`` counts the inputs of all of them. Add the penalty to the
@@ -90,27 +83,25 @@ class Marker:
         new_heads: bool | None = None,
         rehearse: float | None = None,
         soften: float = 0.0,
+        keyed_labels: bool = False,
         test: TestName = "signed-rank",
         seed: int = 0,
         task_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
     ) -> None:
-        if method not in (*METHODS, "auto"):
-            raise UsageError("No such method", expected=f"auto or one of {', '.join(METHODS)}", found=method)
+        check_method_name(method)
         margin = float(getattr(scheme, "margin", 0.3)) if margin is None else margin
         if target_log10_p is None:
             target_log10_p = float(getattr(scheme, "target_log10_p", -15.0))
-        if target_log10_p >= 0 or budget <= 0 or margin <= 0 or carriers < 1 or every < 1:
-            raise UsageError(
-                "The strength of a mark makes no sense",
-                expected="target_log10_p < 0; budget, margin > 0; carriers, every >= 1",
-                found=f"{target_log10_p=}, {budget=}, {margin=}, {carriers=}, {every=}",
-            )
+        check_strength(target_log10_p, budget, margin, carriers, every)
         check_soften(soften, spec)
+        if keyed_labels:
+            check_tilts(scheme)
         self.scheme, self.spec, self.test, self.soften = scheme, spec, test, soften
         self.mark = scheme.mark(key, spec)
         self.target_log10_p, self.margin, self.carriers, self.every = target_log10_p, margin, carriers, every
         self.strength = budget * STRENGTH_PER_POINT if strength is None else strength
         self.fixed_weight, self.method, self.lean, self.ease = weight, method, lean, ease
+        self.keyed_labels = keyed_labels
         self.task_loss, self.generator = task_loss, torch.Generator().manual_seed(seed)
         wanted = bool(getattr(scheme, "new_heads", False)) if new_heads is None else new_heads
         self.head = NewHead(seed) if wanted else None
@@ -172,6 +163,15 @@ class Marker:
         if not self.soften:
             return loss
         return loss + self.soften * self.every * unlikeness(model, some[0], self.generator, self.method, now)
+
+    def soft_labels(self, batch: Batch, smoothing: float = 0.1) -> Tensor:
+        """Probabilities (b, C) to train the task on, in the place of smoothed labels: they carry the mark.
+
+        ``batch``: inputs (b, *shape) as the model sees them, labels (b,). What ``smoothing`` takes from a
+        label goes to the other classes as the key has it (:mod:`gradmark.embed.soft_labels`):
+        ``loss = cross_entropy(model(x), marker.soft_labels((x, y))) + marker.penalty(model, (x, y))``.
+        """
+        return soft_labels(self.scheme, self.mark, batch, self.margin, smoothing)
 
     def status(self) -> MarkStatus:
         """Bits matched and the p-value expected of a verification, from recent training carriers."""
@@ -281,15 +281,7 @@ class Marker:
         if self.fixed_weight is not None:
             self.balance.weight = self.fixed_weight
             return
-        weights = trainable(model)
-        if isinstance(model, View):
-            task = model.task.loss(model.model, batch)
-        else:
-            task = self.task_loss(unwrap(model(batch[0])), batch[1])
-        whole = needs_whole_backward(model, task)
-        of_task = norm_of(weight_gradients(task, weights, whole=whole))
-        if norm is None:
-            norm = norm_of(weight_gradients(loss, weights, whole=whole, retain=True))
+        of_task, norm = norms(model, self.task_loss, loss, norm, batch)
         reached = self.status().log10_p <= self.target_log10_p if self._penalties else None
         self.balance.update(of_task, norm, self.strength * self.every, reached)
 

@@ -24,7 +24,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 from gradmark.embed.modes import penalty_mode
 from gradmark.embed.ranks import Ranks
 from gradmark.embed.wrappers import bare, needs_whole_backward, reshard, sharded, trainable, weight_gradients
-from gradmark.errors import PreflightError
+from gradmark.errors import PreflightError, UsageError
 from gradmark.protocols import Batch, Choosy, Mark, Scheme
 from gradmark.suspects.checks import brief, device_of
 
@@ -48,6 +48,12 @@ _TWICE = "reentrant checkpointing under DDP reduces a weight twice in a step wit
 _MOODY = "checkpointed dropout or batch norm under FSDP2 runs again in another mode than before"
 _MOODS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
 _HALVES = (torch.float16, torch.bfloat16)
+
+
+def check_method_name(method: str) -> None:
+    """UsageError where there is no such method."""
+    if method not in (*METHODS, "auto"):
+        raise UsageError("No such method", expected=f"auto or one of {', '.join(METHODS)}", found=method)
 
 
 @dataclass(frozen=True)

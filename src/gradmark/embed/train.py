@@ -28,6 +28,7 @@ from gradmark.suspects.checks import brief, device_of, unwrap
 from gradmark.views import classifies, viewed
 
 Augment = Literal["none", "shift", "shift-flip"]
+SoftLabels = Callable[[Batch, float], Tensor]
 _SAVE_SECONDS = 20.0
 
 
@@ -124,7 +125,8 @@ def train(
 ) -> list[dict[str, Any]]:
     """Train ``model`` in place, on its device; returns its history, one row of numbers an epoch.
 
-    ``task``: whose loss and scores to take; without one, cross-entropy of class scores.
+    ``task``: whose loss and scores to take; without one, cross-entropy of class scores, against keyed labels
+    where the marker has them.
 
     With ``checkpoint``, state is saved there about every 20 seconds and picked up if the
     file exists and ``identity``, of whatever else the run hangs on, is the same. Raises ModelError where the
@@ -136,6 +138,7 @@ def train(
     _lay_out(model, recipe)
     optimizer = _optimizer(recipe, [p for p in model.parameters() if p.requires_grad])
     seen = model if task is None else viewed(task, model)
+    soft = getattr(marker, "soft_labels", None) if getattr(marker, "keyed_labels", False) else None
     run = {"stage": stage, "recipe": asdict(recipe), "identity": identity}
     start, history, loss_mean, accuracy = _resume(checkpoint, run, model, optimizer, marker)
     model.train()
@@ -151,7 +154,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = recipe.rate(step, steps)
             with recipe.autocast(device.type):
-                own, hits = _own_loss(task, model, (x, labels), recipe.smoothing)
+                own, hits = _own_loss(task, model, (x, labels), recipe.smoothing, soft)
                 loss = own if marker is None else own + marker.penalty(seen, (x, labels))
             if not bool(torch.isfinite(loss)):
                 raise ModelError(f"The loss is not finite at step {step}", fix="lower the learning rate")
@@ -181,12 +184,18 @@ def _lay_out(model: nn.Module, recipe: Recipe) -> None:
                 p.data = p.data.contiguous(memory_format=torch.channels_last)
 
 
-def _own_loss(task: Task | None, model: nn.Module, batch: Batch, smoothing: float) -> tuple[Tensor, float]:
+def _own_loss(
+    task: Task | None, model: nn.Module, batch: Batch, smoothing: float, soft: SoftLabels | None
+) -> tuple[Tensor, float]:
     """The task's loss, and the share of the batch that is classified rightly (0 where nothing is)."""
     if task is not None and not classifies(task):
+        if soft is not None:
+            raise UsageError("Keyed labels are for class scores", found=task.name, fix="leave them out")
         return task.loss(model, batch, smoothing), 0.0
     scores = unwrap(model(batch[0]))
     hits = float((scores.detach().argmax(1) == batch[1]).float().mean())
+    if soft is not None:
+        return F.cross_entropy(scores, soft(batch, smoothing)), hits
     return F.cross_entropy(scores, batch[1], label_smoothing=smoothing), hits
 
 

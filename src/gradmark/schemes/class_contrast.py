@@ -19,6 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmark.codec import canonical_json
@@ -151,9 +152,13 @@ class ClassContrast:
         """As ``probe``, of the scores (b, C) of natural inputs with these labels (b,)."""
         values = torch.einsum("bc,blc->bl", scores, mark.contrasts.to(scores)[labels])
         index = mark.index(labels)
-        signs = torch.zeros(mark.groups * mark.contrasts.shape[1])
-        signs[: len(mark.bits)] = mark.bits
-        return values * signs.to(values)[index], index
+        return values * _signs(mark).to(values)[index], index
+
+    def tilt(self, mark: ClassContrastMark, x: Tensor, labels: Tensor, margin: float) -> Tensor:
+        """Logits (b, C) of inputs with these labels (b,) whose every contrast is its bit times ``margin``."""
+        contrasts = mark.contrasts.to(x.device)[labels]
+        bits = _signs(mark).to(contrasts)[mark.index(labels)]
+        return margin / 2 * torch.einsum("bl,blc->bc", bits, contrasts)
 
     def read(
         self,
@@ -202,3 +207,8 @@ class ClassContrast:
         """Mean (n,) of each bit's contrasts, less what is natural; zero for classes without inputs."""
         means = mean_by(values, labels % mark.groups, mark.groups)
         return without(means.flatten()[: len(mark.bits)], mark.reference)
+
+
+def _signs(mark: ClassContrastMark) -> Tensor:
+    """The bits, and zeros for the numbers that stand for none."""
+    return F.pad(mark.bits, (0, mark.groups * mark.contrasts.shape[1] - len(mark.bits)))

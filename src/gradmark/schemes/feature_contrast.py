@@ -191,6 +191,15 @@ class FeatureContrast:
         index = mark.index(batch[1])
         return values * mark.bits.to(values)[index], index
 
+    def tilt(self, mark: FeatureContrastMark, x: Tensor, labels: Tensor, margin: float) -> Tensor:
+        """Logits (b, C): each contrast follows each feature by ``margin`` times their bit.
+
+        Where the features of a class aren't correlated in the batch, every covariance is its bit's margin.
+        """
+        contrasts, weights = mark.contrasts.to(x.device)[labels], mark.weights(x, labels)
+        bits = mark.bits.to(weights)[mark.index(labels)].unflatten(1, (weights.shape[1], -1))
+        return margin / 2 * torch.einsum("bj,bjl,blc->bc", weights, bits, contrasts)
+
     def read(
         self, mark: FeatureContrastMark, suspect: BlackBox, pool: Batch, *, access: Access, carriers: int,
         queries: int = 0,

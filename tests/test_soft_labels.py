@@ -1,0 +1,140 @@
+"""Labels that carry the mark: a model that answered with them would carry it, and so does one that learns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from conformance import KEY, SPECS, inputs, network, white
+from gradmark import catalog
+from gradmark.data import Split
+from gradmark.embed import Marker, Recipe, train
+from gradmark.errors import UsageError
+from gradmark.keys import OwnerKey
+from gradmark.protocols import Scheme
+from gradmark.schemes.class_contrast import ClassContrast
+from gradmark.schemes.feature_contrast import FeatureContrast
+from gradmark.suspects import CallableSuspect
+from gradmark.views import Classification
+
+X, Y = inputs("grey", 600, seed=0)
+SPEC, OTHER = SPECS["grey"], OwnerKey.from_seed(2, "Other")
+SCHEMES: dict[str, Scheme] = {
+    "classes": ClassContrast(bits=60, contrasts=8),
+    "features": FeatureContrast(features=1, contrasts=5),
+    "overall": FeatureContrast(features=1, contrasts=5, view="overall"),
+    "both": catalog.scheme("ensemble,feature-contrast"),
+}
+
+
+def marker(scheme: Scheme, key: Any = KEY, **more: Any) -> Marker:
+    return Marker(scheme, key, SPEC, **{"keyed_labels": True, **more})
+
+
+def softened(scheme: Scheme, smoothing: float = 0.1, key: Any = KEY) -> Tensor:
+    return marker(scheme, key).soft_labels((X, Y), smoothing)
+
+
+@pytest.mark.parametrize("name", list(SCHEMES))
+@given(smoothing=st.floats(0.01, 0.9))
+def test_the_label_keeps_what_smoothing_leaves_it(name: str, smoothing: float) -> None:
+    found = softened(SCHEMES[name], smoothing)
+    assert found.dtype == torch.float32
+    assert (found >= 0).all()
+    torch.testing.assert_close(found.sum(1), torch.ones(len(X)))
+    torch.testing.assert_close(found.gather(1, Y[:, None]), torch.full((len(X), 1), 1 - 0.9 * smoothing))
+
+
+def test_without_a_tilt_they_are_smoothed_labels() -> None:
+    """Against torch's own, and bits at a margin of next to nothing."""
+    scores = torch.randn(len(X), 10, generator=torch.Generator().manual_seed(1))
+    flat = marker(SCHEMES["both"], margin=1e-6).soft_labels((X, Y), 0.2)
+    ours, theirs = F.cross_entropy(scores, flat), F.cross_entropy(scores, Y, label_smoothing=0.2)
+    torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("name", ["classes", "features", "overall"])
+def test_who_answers_with_them_carries_the_mark(name: str) -> None:
+    """Contrasts by class meet their margins one by one; covariances do so in the mean over the classes."""
+    scheme = SCHEMES[name]
+    order = torch.cat([torch.nonzero(c == Y)[:50, 0] for c in range(10)])
+    x, y = X[order], Y[order]
+    told = marker(scheme).soft_labels((x, y), 0.1).log()
+    place = {bytes(row.numpy().tobytes()): i for i, row in enumerate(x)}
+    api = CallableSuspect(lambda b: told[[place[bytes(r.numpy().tobytes())] for r in b]], name="api")
+    mark = scheme.mark(KEY, SPEC)
+    reading = scheme.read(mark, api, (x, y), access="black", carriers=1, queries=len(x))
+    signed = reading.values * reading.bits
+    if name == "classes":
+        torch.testing.assert_close(signed, torch.full_like(signed, scheme.margin), atol=1e-4, rtol=1e-4)
+    else:
+        assert (signed > 0).all()
+        assert float(signed.mean()) == pytest.approx(scheme.margin, rel=1e-3)
+    other = scheme.mark(OTHER, SPEC)
+    strange = scheme.read(other, api, (x, y), access="black", carriers=1, queries=len(x))
+    assert abs(float((strange.values * strange.bits).mean())) < scheme.margin / 2
+
+
+def test_an_ensemble_asks_for_its_parts_margins_at_once() -> None:
+    scheme = SCHEMES["both"]
+    mark = scheme.mark(KEY, SPEC)
+    found = scheme.tilt(mark, X, Y, 1.0)
+    rows = {part.name: (part, own) for part, own in zip(scheme.parts, mark.parts, strict=True)}
+    (classes, a), (features, b) = rows["class-contrast"], rows["feature-contrast"]
+    expected = classes.tilt(a, X, Y, 2 * classes.margin) + features.tilt(b, X, Y, features.margin)
+    torch.testing.assert_close(found, expected)
+    assert float(found.sum(1).abs().max()) < 1e-4
+    assert float(found.gather(1, Y[:, None]).abs().max()) < 1e-5
+
+
+def test_keys_decide() -> None:
+    scheme = SCHEMES["both"]
+    assert torch.equal(softened(scheme), softened(scheme))
+    assert not torch.allclose(softened(scheme), softened(scheme, key=OTHER), atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["classes", "overall"])
+def test_training_on_them_alone_places_bits(name: str) -> None:
+    """Without any push: the penalty's factor is nothing."""
+    data, recipe = Split(X, Y, SPEC), Recipe(epochs=60, batch_size=60, lr=1e-2, smoothing=0.5)
+    found = []
+    for keyed in (True, False):
+        model = network("grey")
+        train(model, data, recipe, marker=marker(SCHEMES[name], keyed_labels=keyed, weight=0.0, every=50))
+        mark = SCHEMES[name].mark(KEY, SPEC)
+        reading = SCHEMES[name].read(mark, white(model), (X, Y), access="white", carriers=10**6)
+        found.append(float(((reading.values * reading.bits) > 0).double().mean()))
+    assert found[0] > 0.9
+    assert found[1] < 0.8
+
+
+def test_what_no_label_can_carry_is_refused() -> None:
+    with pytest.raises(UsageError, match="Labels can't carry this mark"):
+        marker(catalog.scheme("filter-gradient"))
+    with pytest.raises(UsageError, match="nothing for keyed labels to spread"):
+        softened(SCHEMES["classes"], 0.0)
+    with pytest.raises(UsageError, match="nothing for keyed labels to spread"):
+        marker(SCHEMES["classes"]).soft_labels((X, Y.float()), 0.1)
+    recipe = Recipe(epochs=1, batch_size=60)
+    with pytest.raises(UsageError, match="nothing for keyed labels to spread"):
+        train(network("grey"), Split(X, Y, SPEC), recipe, marker=marker(SCHEMES["classes"]))
+
+
+def test_other_tasks_than_classes_are_refused() -> None:
+    class Other(Classification):
+        def loss(self, model: nn.Module, batch: Any, smoothing: float = 0.0) -> Tensor:
+            return super().loss(model, batch, smoothing)
+
+    task = Other("other", lambda: None, lambda: network("grey"))
+    data, recipe = Split(X, Y, SPEC), replace(Recipe(epochs=1, batch_size=60), smoothing=0.1)
+    with pytest.raises(UsageError, match="Keyed labels are for class scores"):
+        train(network("grey"), data, recipe, marker=marker(SCHEMES["classes"]), task=task)
+    assert math.isfinite(recipe.lr)
