@@ -15,7 +15,8 @@ from gradmark.thief import fit, label_loss
 
 @dataclass(frozen=True)
 class Overwrite:
-    """``epochs`` of training on labels and on the penalty of the thief's own marker, times ``weight``.
+    """``epochs`` of training on labels, which carry the thief's mark where the owner's do (``keyed_labels``),
+    and on the penalty of his own marker, times ``weight``.
 
     Raises AttackError where the thief has no marker or the marker refuses the model.
     """
@@ -35,6 +36,8 @@ class Overwrite:
         def loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
             with torch.autocast(x.device.type, enabled=False):  # a mark is small beside bfloat16's rounding
                 penalty: Tensor = marker.penalty(model, (x, labels))
+            if getattr(marker, "keyed_labels", False):
+                labels = marker.soft_labels((x, labels))
             return label_loss(model, x, labels) + self.weight * penalty
 
         try:

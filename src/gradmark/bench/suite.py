@@ -23,12 +23,14 @@ _LABEL = re.compile(r"[\w.+,-]{1,80}")
 
 @dataclass(frozen=True)
 class Entry:
-    """A scheme in a suite; ``parameters`` and ``marker`` go over the task's own. ``label`` names cells."""
+    """A scheme in a suite. ``parameters``, ``marker`` and ``recipe`` (of the marked network's training) go
+    over the task's own; ``label`` names cells."""
 
     name: str
     label: str = ""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     marker: Mapping[str, Any] = field(default_factory=dict)
+    recipe: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def shown(self) -> str:
@@ -37,7 +39,11 @@ class Entry:
     def marking(self, task: str) -> Marking:
         """How the scheme is put in on ``task``."""
         own = find_experiment(task).marking_of(self.name)
-        return Marking({**own.parameters, **self.parameters}, {**own.marker, **self.marker}, own.recipe)
+        return Marking(
+            {**own.parameters, **self.parameters},
+            {**own.marker, **self.marker},
+            {**own.recipe, **self.recipe},
+        )
 
     def scheme(self, task: str) -> Scheme:
         """The configured scheme. UnknownNameError, MarkFileError."""
