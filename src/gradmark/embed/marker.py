@@ -19,7 +19,7 @@ from gradmark.embed.preflight import check_method_name, choose_method
 from gradmark.embed.ranks import Ranks
 from gradmark.embed.rehearsal import Rehearsal
 from gradmark.embed.shared import from_scores, rides, shared
-from gradmark.embed.soft_labels import check_tilts, soft_labels
+from gradmark.embed.soft_labels import carried_by_labels, soft_labels
 from gradmark.embed.soften import check_soften, unlikeness
 from gradmark.embed.status import MarkStatus
 from gradmark.embed.wrappers import at_once, bare, sharded
@@ -57,7 +57,7 @@ class Marker:
     ``rehearse``: the rate of a thief who retrains copies of the model from then on, which are asked too
     (:mod:`gradmark.embed.rehearsal`); AdamW's, as high as your own. ``soften``: the weight with which blurred
     and faded carriers are to be answered as they are themselves (:mod:`gradmark.embed.soften`).
-    ``keyed_labels``: that the task is trained on :meth:`soft_labels`.
+    ``keyed_labels``: that the task is trained on :meth:`soft_labels`; what these carry isn't pushed besides.
 
     Where a process group is running, all its processes make the same calls and carry one mark together
     (:mod:`gradmark.embed.ranks`): ``carriers`` counts the inputs of all of them. Add the penalty to the
@@ -90,18 +90,16 @@ class Marker:
     ) -> None:
         check_method_name(method)
         margin = float(getattr(scheme, "margin", 0.3)) if margin is None else margin
-        if target_log10_p is None:
-            target_log10_p = float(getattr(scheme, "target_log10_p", -15.0))
-        check_strength(target_log10_p, budget, margin, carriers, every)
+        aim = getattr(scheme, "target_log10_p", -15.0) if target_log10_p is None else target_log10_p
+        check_strength(aim, budget, margin, carriers, every)
         check_soften(soften, spec)
-        if keyed_labels:
-            check_tilts(scheme)
         self.scheme, self.spec, self.test, self.soften = scheme, spec, test, soften
         self.mark = scheme.mark(key, spec)
-        self.target_log10_p, self.margin, self.carriers, self.every = target_log10_p, margin, carriers, every
+        self.target_log10_p, self.margin, self.carriers, self.every = float(aim), margin, carriers, every
         self.strength = budget * STRENGTH_PER_POINT if strength is None else strength
         self.fixed_weight, self.method, self.lean, self.ease = weight, method, lean, ease
         self.keyed_labels = keyed_labels
+        self._by_labels = carried_by_labels(scheme) if keyed_labels else ()
         self.task_loss, self.generator = task_loss, torch.Generator().manual_seed(seed)
         wanted = bool(getattr(scheme, "new_heads", False)) if new_heads is None else new_heads
         self.head = NewHead(seed) if wanted else None
@@ -140,6 +138,8 @@ class Marker:
         balancing = self._penalties % _BALANCE_EVERY == 0
         share = self.method != "exact" and not balancing and not isinstance(model, View)
         told = None if balancing or self.lean or self._recomputes else shared(scores, batch, model, ranks)
+        if balancing and self._by_labels:
+            self._watch(model, some)
         if not (due := self._due(balancing, told)):
             self._penalties += 1
             return torch.zeros((), device=device)
@@ -148,7 +148,8 @@ class Marker:
             self._asking(model, own, balancing) as seen,
             ranks.sharing(model, share),
         ):
-            told = told if seen is self.evidence else None
+            if seen is not self.evidence:  # but another last layer, which learns no keyed labels
+                told, due = None, sorted({*due, *self._by_labels})
             # What is checkpointed runs again in the backward pass, which has to come in this mode.
             if now := (self.lean or self._recomputes) and not sharded(model):
                 loss, norm = at_once(self._one_by_one(model, some, due, seen), model)
@@ -207,12 +208,19 @@ class Marker:
 
     def _due(self, every: bool, told: Batch | None = None) -> list[int]:
         """Numbers of the mark's parts to probe now; those that read the scores ``told`` cost nothing."""
-        parts = range(len(self.parts))
+        parts = [i for i in range(len(self.parts)) if i not in self._by_labels]
         if every or not self.ease:
-            return list(parts)
+            return parts
         free = () if told is None else from_scores(self.scheme)
         awake = [float(part.mean()) > _PLACED for part in self._short(self.evidence).split(self.parts)]
         return [i for i in parts if i in free or awake[i] or (self._penalties + i) % _REST == 0]
+
+    def _watch(self, model: nn.Module, some: Batch) -> None:
+        """Take in what the parts read that the labels carry."""
+        given: dict[str, Any] = {"only": self._by_labels} if len(self.parts) > 1 else {}
+        with torch.no_grad(), penalty_mode(model, self.method):
+            read = self.scheme.probe(self.mark, model, some, self.generator, self.method, **given)
+        self.evidence.watch(*read)
 
     def _rehearsed(self, model: nn.Module, own: Batch) -> Tensor:
         """The penalty of what a thief made of the model, where he is to be asked."""

@@ -27,18 +27,16 @@ class Tilting(Protocol):
         ...
 
 
-def tilts(scheme: Any) -> bool:
-    """Whether the scheme, or a part of it, has bits that labels can carry."""
-    return any(isinstance(part, Tilting) for part in getattr(scheme, "parts", (scheme,)))
-
-
-def check_tilts(scheme: Any) -> None:
-    """UsageError where no label can carry any of the scheme's bits."""
-    if not tilts(scheme):
+def carried_by_labels(scheme: Any) -> tuple[int, ...]:
+    """Numbers of the scheme's parts that labels can carry. UsageError where there is none."""
+    parts = getattr(scheme, "parts", (scheme,))
+    found = tuple(i for i, part in enumerate(parts) if isinstance(part, Tilting))
+    if not found:
         raise UsageError(
             "Labels can't carry this mark", expected="a part in how wrong classes compare, as class-contrast",
             found=repr(scheme), fix="Leave `keyed_labels` out",
         )  # fmt: skip
+    return found
 
 
 def soft_labels(scheme: Any, mark: Any, batch: Batch, margin: float, smoothing: float) -> Tensor:
