@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from conformance import KEY, SPECS, inputs, network, scheme_for, white
 from gradmark.embed import Marker
 from gradmark.errors import ResumeError, UsageError
+from gradmark.schemes.class_contrast import ClassContrast
 
 pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
 X, Y = inputs("vector", 256, seed=0)
@@ -30,6 +31,8 @@ def marker(**more: Any) -> Marker:
 
 class Named(nn.Module):
     """As Hugging Face's models take and give: inputs by name, a dictionary with the loss."""
+
+    config = None
 
     def __init__(self) -> None:
         super().__init__()
@@ -51,7 +54,8 @@ def plain(
         with torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None):
             out = model(x)
             scores = out["logits"] if isinstance(out, dict) else out
-            loss = F.cross_entropy(scores, y) + mark.penalty(model, (x, y))
+            wanted = mark.soft_labels((x, y), 0.1) if mark.labels else y
+            loss = F.cross_entropy(scores, wanted) + mark.penalty(model, (x, y))
         (loss / accumulate).backward()
         found.append(float(loss.detach()))
         if (i + 1) % accumulate == 0:
@@ -83,7 +87,8 @@ def arguments(folder: Path, accumulate: int, **more: Any) -> Any:
 def trainer(folder: Path, model: nn.Module, mark: Marker, accumulate: int = 1, **more: Any) -> Any:
     from gradmark.integrations.transformers import MarkedTrainer
 
-    ours = {name: more.pop(name) for name in ("save_strategy", "save_steps", "max_steps") if name in more}
+    own = ("save_strategy", "save_steps", "max_steps", "label_smoothing_factor")
+    ours = {name: more.pop(name) for name in own if name in more}
     return MarkedTrainer(
         model=model, args=arguments(folder, accumulate, **ours), train_dataset=rows(), marker=mark, **more
     )
@@ -115,6 +120,26 @@ def test_a_loss_counted_over_all_batches_doesnt_multiply_the_penalty(tmp_path: P
     plain(one, marker(), accumulate)
     trainer(tmp_path, other, marker(), accumulate, compute_loss_func=mean_of_all).train()
     same(one, other)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("counted", [False, True])
+def test_the_trainer_has_keyed_labels(tmp_path: Path, accumulate: int, counted: bool) -> None:
+    """Spread by its own smoothing, in the place of its own loss; however that is counted."""
+
+    def mean_of_all(outputs: Any, labels: Tensor, num_items_in_batch: Any = None) -> Tensor:
+        return F.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
+
+    def keyed() -> Marker:
+        return Marker(ClassContrast(bits=40), KEY, SPECS["vector"], every=2, keyed_labels=True)
+
+    one, other = Named(), Named()
+    plain(one, keyed(), accumulate)
+    more = {"compute_loss_func": mean_of_all} if counted else {}
+    trainer(tmp_path, other, keyed(), accumulate, label_smoothing_factor=0.1, **more).train()
+    same(one, other)
+    with pytest.raises(UsageError, match="nothing for keyed labels to spread"):
+        trainer(tmp_path, Named(), keyed()).train()
 
 
 def test_the_trainer_leaves_evaluation_alone(tmp_path: Path) -> None:

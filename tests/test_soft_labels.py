@@ -19,7 +19,7 @@ from gradmark.data import Split
 from gradmark.embed import Marker, Recipe, train
 from gradmark.errors import UsageError
 from gradmark.keys import OwnerKey
-from gradmark.protocols import Scheme
+from gradmark.protocols import Scheme, Thief
 from gradmark.schemes.class_contrast import ClassContrast
 from gradmark.schemes.feature_contrast import FeatureContrast
 from gradmark.suspects import CallableSuspect
@@ -114,6 +114,69 @@ def test_training_on_them_alone_places_bits(name: str) -> None:
         found.append(float(((reading.values * reading.bits) > 0).double().mean()))
     assert found[0] > 0.9
     assert found[1] < 0.8
+
+
+def test_what_labels_carry_is_not_pushed_but_seen() -> None:
+    """The other parts' penalty is what it is without those, and the whole gradient is theirs."""
+    both, rest = SCHEMES["both"], catalog.scheme("filter-gradient,trigger")
+    with_it, without = marker(both, every=1), Marker(rest, KEY, SPEC, every=1)
+    models = network("grey"), network("grey")
+    found = [m.penalty(model, (X[:64], Y[:64])) for m, model in zip((with_it, without), models, strict=True)]
+    for loss in found:
+        loss.backward()
+    grads = [torch.cat([p.grad.flatten() for p in model.parameters()]) for model in models]
+    assert float(grads[0].norm()) == pytest.approx(float(grads[1].norm()), rel=0.05)
+    seen = with_it.evidence.seen.split(with_it.parts)
+    assert all(float(part.sum()) > 0 for part in seen)
+    alone = marker(SCHEMES["classes"], every=1)
+    assert float(alone.penalty(models[0], (X[:64], Y[:64]))) == 0
+    assert float(alone.evidence.seen.sum()) > 0
+
+
+def test_who_forgets_them_is_told() -> None:
+    model, mark = network("grey"), marker(SCHEMES["both"], every=4)
+    for _ in range(30):
+        mark.soft_labels((X[:32], Y[:32]))
+        mark.penalty(model, (X[:32], Y[:32]))
+    with pytest.raises(UsageError, match="isn't trained on the keyed labels"):
+        for _ in range(40):
+            mark.penalty(model, (X[:32], Y[:32]))
+    with pytest.raises(UsageError, match="no keyed labels"):
+        Marker(SCHEMES["both"], KEY, SPEC).soft_labels((X, Y))
+
+
+def test_a_resumed_run_goes_on_to_the_same_penalties() -> None:
+    def loop(model: nn.Module, mark: Marker, steps: range) -> list[float]:
+        optimizer, found = torch.optim.SGD(model.parameters(), 0.1), []
+        for step in steps:
+            part = torch.randperm(len(X), generator=torch.Generator().manual_seed(step))[:64]
+            batch = X[part], Y[part]
+            penalty = mark.penalty(model, batch)
+            optimizer.zero_grad()
+            (F.cross_entropy(model(batch[0]), mark.soft_labels(batch)) + penalty).backward()
+            optimizer.step()
+            found.append(penalty.item())
+        return found
+
+    whole, first, again = (marker(SCHEMES["both"], every=1) for _ in range(3))
+    models = network("grey"), network("grey")
+    expected = loop(models[0], whole, range(40))
+    assert loop(models[1], first, range(23)) == expected[:23]
+    again.load_state_dict(first.state_dict())
+    assert loop(models[1], again, range(23, 40)) == expected[23:]
+
+
+def test_who_overwrites_has_keyed_labels_of_his_own() -> None:
+    thief = Thief(
+        SPEC, X, Y, marker=lambda seed: marker(SCHEMES["classes"], key=OwnerKey.from_seed(seed, "thief")),
+        lr=0.3, batch_size=60,
+    )  # fmt: skip
+    attacked = catalog.attack("overwrite", {"epochs": 30}).run(network("grey"), thief, torch.Generator())
+    theirs = OwnerKey.from_seed(int(torch.randint(2**31, (), generator=torch.Generator())), "thief")
+    reading = SCHEMES["classes"].read(
+        SCHEMES["classes"].mark(theirs, SPEC), white(attacked), (X, Y), access="white", carriers=10**6
+    )
+    assert float((reading.values * reading.bits > 0).double().mean()) > 0.8
 
 
 def test_what_no_label_can_carry_is_refused() -> None:

@@ -36,7 +36,7 @@ class Overwrite:
         def loss(model: nn.Module, x: Tensor, labels: Tensor) -> Tensor:
             with torch.autocast(x.device.type, enabled=False):  # a mark is small beside bfloat16's rounding
                 penalty: Tensor = marker.penalty(model, (x, labels))
-            if getattr(marker, "keyed_labels", False):
+            if getattr(marker, "labels", None):
                 labels = marker.soft_labels((x, labels))
             return label_loss(model, x, labels) + self.weight * penalty
 

@@ -19,11 +19,11 @@ from gradmark.embed.preflight import check_method_name, choose_method
 from gradmark.embed.ranks import Ranks
 from gradmark.embed.rehearsal import Rehearsal
 from gradmark.embed.shared import from_scores, rides, shared
-from gradmark.embed.soft_labels import carried_by_labels, soft_labels
+from gradmark.embed.soft_labels import KeyedLabels
 from gradmark.embed.soften import check_soften, unlikeness
 from gradmark.embed.status import MarkStatus
 from gradmark.embed.wrappers import at_once, bare, sharded
-from gradmark.errors import ModelError
+from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Batch, ModelSpec, Scheme, TestName
 from gradmark.views import View
@@ -98,8 +98,7 @@ class Marker:
         self.target_log10_p, self.margin, self.carriers, self.every = float(aim), margin, carriers, every
         self.strength = budget * STRENGTH_PER_POINT if strength is None else strength
         self.fixed_weight, self.method, self.lean, self.ease = weight, method, lean, ease
-        self.keyed_labels = keyed_labels
-        self._by_labels = carried_by_labels(scheme) if keyed_labels else ()
+        self.labels = KeyedLabels(scheme, self.mark, margin) if keyed_labels else None
         self.task_loss, self.generator = task_loss, torch.Generator().manual_seed(seed)
         wanted = bool(getattr(scheme, "new_heads", False)) if new_heads is None else new_heads
         self.head = NewHead(seed) if wanted else None
@@ -138,8 +137,8 @@ class Marker:
         balancing = self._penalties % _BALANCE_EVERY == 0
         share = self.method != "exact" and not balancing and not isinstance(model, View)
         told = None if balancing or self.lean or self._recomputes else shared(scores, batch, model, ranks)
-        if balancing and self._by_labels:
-            self._watch(model, some)
+        if self.labels:
+            self.labels.beside(model, some, self.evidence, self.generator, self.method if balancing else None)
         if not (due := self._due(balancing, told)):
             self._penalties += 1
             return torch.zeros((), device=device)
@@ -149,7 +148,7 @@ class Marker:
             ranks.sharing(model, share),
         ):
             if seen is not self.evidence:  # but another last layer, which learns no keyed labels
-                told, due = None, sorted({*due, *self._by_labels})
+                told, due = None, sorted({*due, *self._labelled()})
             # What is checkpointed runs again in the backward pass, which has to come in this mode.
             if now := (self.lean or self._recomputes) and not sharded(model):
                 loss, norm = at_once(self._one_by_one(model, some, due, seen), model)
@@ -171,8 +170,11 @@ class Marker:
         ``batch``: inputs (b, *shape) as the model sees them, labels (b,). What ``smoothing`` takes from a
         label goes to the other classes as the key has it (:mod:`gradmark.embed.soft_labels`):
         ``loss = cross_entropy(model(x), marker.soft_labels((x, y))) + marker.penalty(model, (x, y))``.
+        UsageError where the marker wasn't made with ``keyed_labels``.
         """
-        return soft_labels(self.scheme, self.mark, batch, self.margin, smoothing)
+        if self.labels is None:
+            raise UsageError("The marker has no keyed labels", fix="Marker(..., keyed_labels=True)")
+        return self.labels(batch, smoothing)
 
     def status(self) -> MarkStatus:
         """Bits matched and the p-value expected of a verification, from recent training carriers."""
@@ -206,21 +208,17 @@ class Marker:
     def _running(self) -> dict[str, Tensor]:
         return self.evidence.state() | ({} if self.head is None else self._through_head.state("-head"))
 
+    def _labelled(self) -> tuple[int, ...]:
+        return self.labels.parts if self.labels else ()
+
     def _due(self, every: bool, told: Batch | None = None) -> list[int]:
         """Numbers of the mark's parts to probe now; those that read the scores ``told`` cost nothing."""
-        parts = [i for i in range(len(self.parts)) if i not in self._by_labels]
+        parts = [i for i in range(len(self.parts)) if i not in self._labelled()]
         if every or not self.ease:
             return parts
         free = () if told is None else from_scores(self.scheme)
         awake = [float(part.mean()) > _PLACED for part in self._short(self.evidence).split(self.parts)]
         return [i for i in parts if i in free or awake[i] or (self._penalties + i) % _REST == 0]
-
-    def _watch(self, model: nn.Module, some: Batch) -> None:
-        """Take in what the parts read that the labels carry."""
-        given: dict[str, Any] = {"only": self._by_labels} if len(self.parts) > 1 else {}
-        with torch.no_grad(), penalty_mode(model, self.method):
-            read = self.scheme.probe(self.mark, model, some, self.generator, self.method, **given)
-        self.evidence.watch(*read)
 
     def _rehearsed(self, model: nn.Module, own: Batch) -> Tensor:
         """The penalty of what a thief made of the model, where he is to be asked."""

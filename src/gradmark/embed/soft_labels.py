@@ -12,10 +12,15 @@ from __future__ import annotations
 from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
+from gradmark.embed.evidence import Evidence
+from gradmark.embed.modes import penalty_mode
 from gradmark.errors import UsageError
 from gradmark.protocols import Batch
+
+_PATIENCE = 8  # penalties in a row that nobody asks for labels beside: some are asked for more than one
 
 
 @runtime_checkable
@@ -27,35 +32,61 @@ class Tilting(Protocol):
         ...
 
 
-def carried_by_labels(scheme: Any) -> tuple[int, ...]:
-    """Numbers of the scheme's parts that labels can carry. UsageError where there is none."""
-    parts = getattr(scheme, "parts", (scheme,))
-    found = tuple(i for i, part in enumerate(parts) if isinstance(part, Tilting))
-    if not found:
-        raise UsageError(
-            "Labels can't carry this mark", expected="a part in how wrong classes compare, as class-contrast",
-            found=repr(scheme), fix="Leave `keyed_labels` out",
-        )  # fmt: skip
-    return found
+class KeyedLabels:
+    """Makes a marker's soft labels. UsageError where no label can carry a bit of the scheme's.
 
-
-def soft_labels(scheme: Any, mark: Any, batch: Batch, margin: float, smoothing: float) -> Tensor:
-    """Probabilities (b, C) for inputs (b, *shape) and labels (b,), float32.
-
-    The label has ``1 - smoothing (C - 1) / C``, as in ``torch.nn.functional.cross_entropy``; the others share
-    the rest as the softmax of the scheme's tilt. Raises UsageError without any smoothing, and for labels that
-    are no classes.
+    ``parts``: numbers of the scheme's parts that labels carry, and that no penalty need push.
     """
-    x, labels = batch
-    if not 0 < smoothing < 1 or labels.ndim != 1 or labels.is_floating_point():
-        raise UsageError(
-            "There is nothing for keyed labels to spread", expected="0 < smoothing < 1, and labels (b,)",
-            found=f"{smoothing=}, labels {tuple(labels.shape)}",
-        )  # fmt: skip
-    with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-        logits: Tensor = scheme.tilt(mark, x.detach().float(), labels, margin).float()
-        classes = logits.shape[1]
-        spread = smoothing * (classes - 1) / classes
-        own = torch.nn.functional.one_hot(labels, classes).to(logits)
-        wrong = logits.masked_fill(own.bool(), -torch.inf).softmax(1)
-        return (1 - spread) * own + spread * wrong
+
+    def __init__(self, scheme: Any, mark: Any, margin: float) -> None:
+        parts = getattr(scheme, "parts", (scheme,))
+        self.scheme, self.mark, self.margin, self._unused = scheme, mark, margin, 0
+        self.parts = tuple(i for i, part in enumerate(parts) if isinstance(part, Tilting))
+        self._only: dict[str, Any] = {"only": self.parts} if len(parts) > 1 else {}
+        if not self.parts:
+            raise UsageError(
+                "Labels can't carry this mark",
+                expected="a part in how wrong classes compare, as class-contrast has it", found=repr(scheme),
+                fix="Leave `keyed_labels` out",
+            )  # fmt: skip
+
+    def __call__(self, batch: Batch, smoothing: float) -> Tensor:
+        """Probabilities (b, C) for inputs (b, *shape) and labels (b,), float32.
+
+        The label has ``1 - smoothing (C - 1) / C``, as in ``torch.nn.functional.cross_entropy``; the others
+        share the rest as the softmax of the scheme's tilt. Raises UsageError without any smoothing, and for
+        labels that are no classes.
+        """
+        x, labels = batch
+        if not 0 < smoothing < 1 or labels.ndim != 1 or labels.is_floating_point():
+            raise UsageError(
+                "There is nothing for keyed labels to spread", expected="0 < smoothing < 1, and labels (b,)",
+                found=f"{smoothing=}, labels {tuple(labels.shape)}",
+            )  # fmt: skip
+        self._unused = 0
+        with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
+            logits: Tensor = self.scheme.tilt(self.mark, x.detach().float(), labels, self.margin).float()
+            classes = logits.shape[1]
+            spread = smoothing * (classes - 1) / classes
+            own = F.one_hot(labels, classes).to(logits)
+            wrong = logits.masked_fill(own.bool(), -torch.inf).softmax(1)
+            return (1 - spread) * own + spread * wrong
+
+    def beside(
+        self, model: nn.Module, batch: Batch, evidence: Evidence, generator: torch.Generator,
+        method: Any | None,
+    ) -> None:  # fmt: skip
+        """A penalty comes: with its ``method``, ``evidence`` takes in what the parts read that labels carry.
+
+        UsageError where one penalty comes after another and nobody has asked for the labels.
+        """
+        self._unused += 1
+        if self._unused > _PATIENCE:
+            raise UsageError(
+                "The task isn't trained on the keyed labels", expected="soft_labels asked for in every step",
+                found=f"{_PATIENCE} penalties without",
+                fix="Take marker.soft_labels((x, y)) for y in the task's loss, or leave `keyed_labels` out",
+            )  # fmt: skip
+        if method is not None:
+            with torch.no_grad(), penalty_mode(model, method):
+                evidence.watch(*self.scheme.probe(self.mark, model, batch, generator, method, **self._only))

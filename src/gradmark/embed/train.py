@@ -138,7 +138,7 @@ def train(
     _lay_out(model, recipe)
     optimizer = _optimizer(recipe, [p for p in model.parameters() if p.requires_grad])
     seen = model if task is None else viewed(task, model)
-    soft = getattr(marker, "soft_labels", None) if getattr(marker, "keyed_labels", False) else None
+    soft = getattr(marker, "labels", None)
     run = {"stage": stage, "recipe": asdict(recipe), "identity": identity}
     start, history, loss_mean, accuracy = _resume(checkpoint, run, model, optimizer, marker)
     model.train()

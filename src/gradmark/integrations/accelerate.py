@@ -41,5 +41,9 @@ class AccelerateMarker:
         with self.accelerator.autocast():
             return self.marker.penalty(model, batch, scores)
 
+    def soft_labels(self, batch: Batch, smoothing: float = 0.1) -> Tensor:
+        """As :meth:`gradmark.Marker.soft_labels`."""
+        return self.marker.soft_labels(batch, smoothing)
+
     def status(self) -> MarkStatus:
         return self.marker.status()

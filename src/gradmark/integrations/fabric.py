@@ -36,6 +36,10 @@ class FabricMarker:
         with self.fabric.autocast():
             return self.marker.penalty(inner, batch, scores)
 
+    def soft_labels(self, batch: Batch, smoothing: float = 0.1) -> Tensor:
+        """As :meth:`gradmark.Marker.soft_labels`."""
+        return self.marker.soft_labels(batch, smoothing)
+
     def status(self) -> MarkStatus:
         return self.marker.status()
 

@@ -12,12 +12,14 @@ import inspect
 from pathlib import Path
 from typing import Any
 
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gradmark.embed import Marker
 from gradmark.embed.wrappers import bare
 from gradmark.errors import UsageError
 from gradmark.integrations.state import load_marker, save_marker
+from gradmark.suspects.checks import unwrap
 
 try:
     from transformers import Trainer, TrainerCallback
@@ -31,7 +33,9 @@ class MarkedTrainerMixin:
 
     ``marker``: carries the mark. ``mark_input``: name of the float inputs (b, *shape) in a batch that the
     marker's spec speaks of, as the model's ``forward`` calls them; ``mark_labels`` likewise, labels (b,).
-    Checkpoints hold the marker's state, and ``train(resume_from_checkpoint=...)`` takes it up.
+    Checkpoints hold the marker's state, and ``train(resume_from_checkpoint=...)`` takes it up. A marker with
+    ``keyed_labels`` spreads the ``label_smoothing_factor`` of the Trainer's arguments, and its cross-entropy
+    stands for the Trainer's own loss.
     """
 
     def __init__(
@@ -59,14 +63,18 @@ class MarkedTrainerMixin:
                 found=", ".join(inputs),
                 fix="Name them with mark_input and mark_labels",
             ) from cause
-        found = super().compute_loss(model, inputs, return_outputs, *args, **more)  # type: ignore[misc]
         if not model.training:
-            return found
+            return super().compute_loss(model, inputs, return_outputs, *args, **more)  # type: ignore[misc]
+        loss, out = super().compute_loss(model, inputs, True, *args, **more)  # type: ignore[misc]
         penalty = self.marker.penalty(_taking(model, self.mark_input), batch)
+        if labels := self.marker.labels:
+            scores = unwrap(out).float()
+            smoothing = self.args.label_smoothing_factor  # type: ignore[attr-defined]
+            loss, penalty = 0.0, penalty + F.cross_entropy(scores, labels(batch, smoothing))
         counted = more.get("num_items_in_batch", args[0] if args else None)
         if self._normalised(counted):
             penalty = penalty / self.current_gradient_accumulation_steps  # type: ignore[attr-defined]
-        return (found[0] + penalty, found[1]) if return_outputs else found + penalty
+        return (loss + penalty, out) if return_outputs else loss + penalty
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **more: Any) -> Any:
         """As the Trainer's, with the marker's state."""
