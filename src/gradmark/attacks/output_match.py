@@ -9,8 +9,8 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-from gradmark.coarse import cells, texture
-from gradmark.protocols import Thief
+from gradmark.coarse import coarse, texture
+from gradmark.protocols import ModelSpec, Thief
 from gradmark.thief import Student, fit, logits, student
 
 Kind = Literal["means", "linear", "kernel", "whole"]
@@ -47,18 +47,19 @@ class OutputMatch:
         own = student(thief, generator, self.own)
         if self.own != "sibling":
             fit(own, thief, generator, epochs=self.epochs)
-        return Matched(model, own.eval(), thief.x, self.kind, thief.directions.get("view") == "overall")
+        overall = thief.directions.get("view") == "overall"
+        return Matched(model, own.eval(), thief.x, thief.spec, self.kind, overall)
 
 
 class Matched(nn.Module):
     """Gives probabilities (b, C): ``model``'s best class, and the others as ``own`` has them."""
 
     def __init__(
-        self, model: nn.Module, own: nn.Module, x: Tensor, kind: Kind, textured: bool = False
+        self, model: nn.Module, own: nn.Module, x: Tensor, spec: ModelSpec, kind: Kind, overall: bool = False
     ) -> None:
         super().__init__()
         self.model, self.own, self.kind = copy.deepcopy(model), own.requires_grad_(False), kind
-        self.textured = textured
+        self.spec, self.overall = spec, overall
         self.eval()
         with torch.no_grad():
             ours, his = (torch.cat([logits(m, p) for p in x.split(_ASKED)]) for m in (self.model, own))
@@ -97,11 +98,12 @@ class Matched(nn.Module):
         return torch.cat([one, self._view(x) - self._view(known).mean(0)], 1)
 
     def _view(self, x: Tensor) -> Tensor:
-        """Of images the means of 4 x 4 cells, to which the texture adds what else an overall view has; of
-        anything else the input itself (b, D)."""
-        if x.ndim != 4:
-            return x.flatten(1).float()
-        return torch.cat([cells(x), texture(x)], 1) if self.textured else cells(x)
+        """Coarsely: of images the means of 4 x 4 cells, of signals bands, a vector as it is; and what an
+        overall view has besides, where that is the mark's."""
+        if not self.overall:
+            return coarse(self.spec, x)
+        whole = texture(x) if self.spec.domain == "image" else coarse(self.spec, x, "overall")
+        return torch.cat([coarse(self.spec, x), whole], 1)
 
     def _fit(self, known: Tensor, difference: Tensor) -> Tensor:
         """Coefficients of the regression of ``difference`` (n, C) on the inputs (n, *shape) of one class."""
