@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from conformance import KEY, SPECS, inputs, mark_file, network, pool, same_world, trained, white, world
 from gradmark import catalog
 from gradmark.attacks.output_match import Matched
-from gradmark.coarse import texture
+from gradmark.coarse import coarse
 from gradmark.errors import AttackError
 from gradmark.protocols import Thief
 from gradmark.verify import verify
@@ -327,33 +327,43 @@ def test_matching_keeps_the_best_class_and_makes_the_others_ordinary(kind: str) 
     assert float(now.min()) > 0.9 > float(then.min())
 
 
-@pytest.mark.parametrize("view", ["cells", "overall"])
-def test_who_matches_linearly_looks_as_the_mark_file_says(view: str) -> None:
-    """What grows with an image's fineness is taken out of the answers where the mark may lie there."""
-    plain, x = trained("filter-gradient", "grey", marked=False), pool("grey")[0]
-    pull = torch.tensor([3.0, -3.0, 3.0, -3.0, 3.0, -3.0, 3.0, -3.0, 3.0, -3.0])
+@pytest.mark.parametrize(
+    ("domain", "number", "view"), [("grey", 1, "cells"), ("grey", 1, "overall"), ("mono", 0, "overall")]
+)
+def test_who_matches_linearly_looks_as_the_mark_file_says(domain: str, number: int, view: str) -> None:
+    """What grows with an image's fineness, or a signal's loudness, is taken out where a mark may be."""
+    spec, (x, labels) = SPECS[domain], pool(domain)
+    plain = trained("filter-gradient", domain, marked=False)
+    pull = torch.tensor([3.0, -3.0] * 5)
+
+    def seen(x: Tensor) -> Tensor:
+        return coarse(spec, x, "overall")[:, number : number + 1] / spread
+
+    spread = coarse(spec, x, "overall")[:, number].std()
+    middle = seen(x).mean(0)
 
     class Pulled(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            return plain(x) + pull * (texture(x) - texture(pool("grey")[0]).mean(0))[:, :1]
+            return plain(x) + pull * (seen(x) - middle)
 
-    given = Thief(SPECS["grey"], *pool("grey"), sibling=plain, directions={"view": view})
+    given = Thief(spec, x, labels, sibling=plain, directions={"view": view})
     matched = guard("output-match", Pulled(), given, kind="linear")
     with torch.no_grad():
         best = Pulled()(x).argmax(1)
-        kept = [_covariance(m, x, best, pull) for m in (Pulled(), matched)]
+        kept = []
+        for m in (Pulled(), matched):
+            z = m(x).clamp_min(1e-30).log() if isinstance(m, Matched) else m(x)
+            kept.append(_covariance(z, seen(x)[:, 0], best, pull))
     assert kept[1] < 0.4 * kept[0] if view == "overall" else kept[1] > 0.5 * kept[0]
 
 
-def _covariance(model: nn.Module, x: Tensor, best: Tensor, pull: Tensor) -> float:
-    """How the wrong classes' scores follow the fineness along ``pull``, within predicted classes."""
-    z = model(x).clamp_min(1e-30).log() if isinstance(model, Matched) else model(x)
+def _covariance(z: Tensor, feature: Tensor, best: Tensor, pull: Tensor) -> float:
+    """How the wrong classes' scores follow the feature along ``pull``, within predicted classes."""
     total = 0.0
     for c in best.unique().tolist():
         mine, others = best == c, torch.arange(10) != c
-        fine = texture(x[mine])[:, 0]
         along = z[mine][:, others] @ (pull[others] - pull[others].mean())
-        total += float(((fine - fine.mean()) * (along - along.mean())).sum())
+        total += float(((feature[mine] - feature[mine].mean()) * (along - along.mean())).sum())
     return total
 
 

@@ -88,6 +88,23 @@ def test_an_overall_view_by_loops(domain: str) -> None:
         torch.testing.assert_close(row, torch.tensor(expected).double(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("domain", ["mono", "stereo"])
+def test_an_overall_view_of_a_signal_by_loops(domain: str) -> None:
+    x, spec = pool(domain)[0][:20], SPECS[domain]
+    found = coarse(spec, x, "overall")
+    assert found.shape == (20, 4) and width_of(spec, "overall") == 4
+    for signal, row in zip(x.double().reshape(20, -1, 256), found.double(), strict=True):
+        sizes = [float(signal[:, t].abs().mean()) for t in range(256)]
+        centre = sum(s * t / 255 for t, s in enumerate(sizes)) / sum(sizes)
+        spread = math.sqrt(sum(s * (t / 255 - centre) ** 2 for t, s in enumerate(sizes)) / sum(sizes))
+        turns = [float(c[t].sign() != c[t + 1].sign()) for c in signal for t in range(255)]
+        loud = math.log(float(signal.square().mean()))
+        expected = [0.3 * loud, 8 * centre, 25 * spread, 10 * sum(turns) / len(turns)]
+        torch.testing.assert_close(row, torch.tensor(expected).double(), atol=1e-4, rtol=1e-4)
+    silent = coarse(spec, torch.zeros(2, *spec.input_shape), "overall")
+    assert bool(torch.isfinite(silent).all())
+
+
 def test_a_flat_image_has_an_overall_view() -> None:
     flat = coarse(SPECS["colour"], torch.full((2, 3, 16, 16), 0.5), "overall")
     assert bool(torch.isfinite(flat).all())

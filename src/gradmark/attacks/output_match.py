@@ -59,7 +59,9 @@ class Matched(nn.Module):
     ) -> None:
         super().__init__()
         self.model, self.own, self.kind = copy.deepcopy(model), own.requires_grad_(False), kind
-        self.spec, self.overall = spec, overall
+        self.spec, self.overall, self._spread = spec, overall, torch.ones(())
+        if spec.domain == "signal":  # whose view has no natural units
+            self._spread = self._view(x).std(0).clamp_min(1e-6)
         self.eval()
         with torch.no_grad():
             ours, his = (torch.cat([logits(m, p) for p in x.split(_ASKED)]) for m in (self.model, own))
@@ -100,10 +102,11 @@ class Matched(nn.Module):
     def _view(self, x: Tensor) -> Tensor:
         """Coarsely: of images the means of 4 x 4 cells, of signals bands, a vector as it is; and what an
         overall view has besides, where that is the mark's."""
-        if not self.overall:
-            return coarse(self.spec, x)
-        whole = texture(x) if self.spec.domain == "image" else coarse(self.spec, x, "overall")
-        return torch.cat([coarse(self.spec, x), whole], 1)
+        view = coarse(self.spec, x)
+        if self.overall:
+            whole = texture(x) if self.spec.domain == "image" else coarse(self.spec, x, "overall")
+            view = torch.cat([view, whole], 1)
+        return view / self._spread
 
     def _fit(self, known: Tensor, difference: Tensor) -> Tensor:
         """Coefficients of the regression of ``difference`` (n, C) on the inputs (n, *shape) of one class."""
