@@ -123,15 +123,16 @@ def test_how_the_mark_is_pushed_is_written_down(signed: Path) -> None:
     result = gradmark(
         "embed", "--model", "tiny:net", "--weights", signed / "out" / "model.safetensors", "--data", "digits",
         "--key", signed / "acme.key", "--out", out, "--epochs", 1, "--rehearse", 0.002, "--every", 2,
-        "--soften", 0.3, "--keyed-labels", "--json",
+        "--soften", 0.3, "--keyed-labels", "beside", "--json",
     )  # fmt: skip
     assert result.code in (0, 1), result.err
     assert json.loads(result.out)["push"] == {
-        "carriers": 32, "every": 2, "rehearse": 0.002, "soften": 0.3, "keyed_labels": True
+        "carriers": 32, "every": 2, "rehearse": 0.002, "soften": 0.3, "keyed_labels": "beside"
     }  # fmt: skip
     said = (out / "report.html").read_text()
     assert all(
-        option in said for option in ("--every 2", "--rehearse 0.002", "--soften 0.3", "--keyed-labels")
+        option in said
+        for option in ("--every 2", "--rehearse 0.002", "--soften 0.3", "--keyed-labels beside")
     )
 
 

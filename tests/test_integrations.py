@@ -131,7 +131,7 @@ def test_the_trainer_has_keyed_labels(tmp_path: Path, accumulate: int, counted: 
         return F.cross_entropy(outputs["logits"], labels, reduction="sum") / num_items_in_batch
 
     def keyed() -> Marker:
-        return Marker(ClassContrast(bits=40), KEY, SPECS["vector"], every=2, keyed_labels=True)
+        return Marker(ClassContrast(bits=40), KEY, SPECS["vector"], every=2, keyed_labels="alone")
 
     one, other = Named(), Named()
     plain(one, keyed(), accumulate)

@@ -36,7 +36,7 @@ SCHEMES: dict[str, Scheme] = {
 
 
 def marker(scheme: Scheme, key: Any = KEY, **more: Any) -> Marker:
-    return Marker(scheme, key, SPEC, **{"keyed_labels": True, **more})
+    return Marker(scheme, key, SPEC, **{"keyed_labels": "alone", **more})
 
 
 def softened(scheme: Scheme, smoothing: float = 0.1, key: Any = KEY) -> Tensor:
@@ -106,7 +106,7 @@ def test_training_on_them_alone_places_bits(name: str) -> None:
     """Without any push: the penalty's factor is nothing."""
     data, recipe = Split(X, Y, SPEC), Recipe(epochs=60, batch_size=60, lr=1e-2, smoothing=0.5)
     found = []
-    for keyed in (True, False):
+    for keyed in ("alone", ""):
         model = network("grey")
         train(model, data, recipe, marker=marker(SCHEMES[name], keyed_labels=keyed, weight=0.0, every=50))
         mark = SCHEMES[name].mark(KEY, SPEC)
@@ -128,6 +128,11 @@ def test_what_labels_carry_is_not_pushed_but_seen() -> None:
     assert float(grads[0].norm()) == pytest.approx(float(grads[1].norm()), rel=0.05)
     seen = with_it.evidence.seen.split(with_it.parts)
     assert all(float(part.sum()) > 0 for part in seen)
+    assert with_it.labels is not None
+    assert with_it.labels.parts == (1, 3)
+    beside = marker(both, keyed_labels="beside").labels
+    assert beside is not None
+    assert beside.parts == (), "these are pushed too"
     alone = marker(SCHEMES["classes"], every=1)
     assert float(alone.penalty(models[0], (X[:64], Y[:64]))) == 0
     assert float(alone.evidence.seen.sum()) > 0
@@ -180,6 +185,8 @@ def test_who_overwrites_has_keyed_labels_of_his_own() -> None:
 
 
 def test_what_no_label_can_carry_is_refused() -> None:
+    with pytest.raises(UsageError, match="No such way of keyed labels"):
+        marker(SCHEMES["classes"], keyed_labels="always")
     with pytest.raises(UsageError, match="Labels can't carry this mark"):
         marker(catalog.scheme("filter-gradient"))
     with pytest.raises(UsageError, match="nothing for keyed labels to spread"):

@@ -131,9 +131,9 @@ def embed(
         typer.Option(help="Weight of answering blurred and faded images as the images themselves."),
     ] = None,
     keyed_labels: Annotated[
-        bool,
-        typer.Option("--keyed-labels", help="Let the key spread what smoothing takes from the labels."),
-    ] = False,
+        str,
+        typer.Option(help="Let the key spread what smoothing takes from the labels: alone or beside a push."),
+    ] = "",
     hardened: Annotated[
         bool,
         typer.Option("--hardened", help="Against retraining, and for blurred images: see the reference."),

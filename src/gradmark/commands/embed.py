@@ -127,7 +127,7 @@ def _embed(
             "every": marker.every,
             "rehearse": marker.rehearsal and marker.rehearsal.rate,
             "soften": marker.soften,
-            "keyed_labels": marker.labels is not None,
+            "keyed_labels": job.keyed_labels,
         },
         "preflight": asdict(method),
         "seconds": {"marked": marked["seconds"], "control": control["seconds"]},

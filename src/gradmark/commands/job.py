@@ -35,7 +35,7 @@ _RATE_TUNED = 1 / 4  # of the learning rate from scratch
 HARDENED = {"trigger.bits": 128, "trigger.pattern": "two-tone"}
 """Options of the default scheme where ``hardened`` marks go into images; see decisions 11 and 12."""
 _SOFTEN, _REHEARSE = 0.3, 2e-3  # of hardened marks; the rate where the owner's optimizer isn't AdamW
-_FLAGS = ("calibrate", "hardened", "keyed_labels")
+_FLAGS = ("calibrate", "hardened")
 _PUSH = ("margin", "carriers", "every", "rehearse", "soften")  # the Marker's own arguments
 
 
@@ -74,10 +74,10 @@ class EmbedJob:
     soften: float | None = None
     hardened: bool = False
     """Rehearsed thieves at the owner's rate and, in images, softened carriers and more triggers, two-tone."""
-    keyed_labels: bool = False
+    keyed_labels: str = ""
 
     def __post_init__(self) -> None:
-        for name in _FLAGS:
+        for name in (*_FLAGS, "keyed_labels"):
             if self.task is not None and getattr(self, name):
                 raise UsageError(f"--{_said(name)} is for class scores", fix="leave it or --task out")
         need_device(self.device)
@@ -143,6 +143,7 @@ class EmbedJob:
             "method": None if self.method == "auto" else self.method,
             "weights": None if self.weights is None else "WEIGHTS.safetensors",
             "task": self.task,
+            "keyed_labels": self.keyed_labels or None,
             "device": None if self.device == "cpu" else self.device,
         }
         found = [f"--{_said(n)} {value}" for n, value in given.items() if value is not None]

@@ -57,7 +57,8 @@ class Marker:
     ``rehearse``: the rate of a thief who retrains copies of the model from then on, which are asked too
     (:mod:`gradmark.embed.rehearsal`); AdamW's, as high as your own. ``soften``: the weight with which blurred
     and faded carriers are to be answered as they are themselves (:mod:`gradmark.embed.soften`).
-    ``keyed_labels``: that the task is trained on :meth:`soft_labels`; what these carry isn't pushed besides.
+    ``keyed_labels``: that the task is trained on :meth:`soft_labels`, ``beside`` the push of what they carry,
+    or ``alone``, which leaves the push to the other parts.
 
     Where a process group is running, all its processes make the same calls and carry one mark together
     (:mod:`gradmark.embed.ranks`): ``carriers`` counts the inputs of all of them. Add the penalty to the
@@ -83,7 +84,7 @@ class Marker:
         new_heads: bool | None = None,
         rehearse: float | None = None,
         soften: float = 0.0,
-        keyed_labels: bool = False,
+        keyed_labels: str = "",
         test: TestName = "signed-rank",
         seed: int = 0,
         task_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
@@ -98,7 +99,7 @@ class Marker:
         self.target_log10_p, self.margin, self.carriers, self.every = float(aim), margin, carriers, every
         self.strength = budget * STRENGTH_PER_POINT if strength is None else strength
         self.fixed_weight, self.method, self.lean, self.ease = weight, method, lean, ease
-        self.labels = KeyedLabels(scheme, self.mark, margin) if keyed_labels else None
+        self.labels = KeyedLabels(scheme, self.mark, margin, keyed_labels) if keyed_labels else None
         self.task_loss, self.generator = task_loss, torch.Generator().manual_seed(seed)
         wanted = bool(getattr(scheme, "new_heads", False)) if new_heads is None else new_heads
         self.head = NewHead(seed) if wanted else None
@@ -173,7 +174,7 @@ class Marker:
         UsageError where the marker wasn't made with ``keyed_labels``.
         """
         if self.labels is None:
-            raise UsageError("The marker has no keyed labels", fix="Marker(..., keyed_labels=True)")
+            raise UsageError("The marker has no keyed labels", fix="Marker(..., keyed_labels='beside')")
         return self.labels(batch, smoothing)
 
     def status(self) -> MarkStatus:

@@ -35,15 +35,19 @@ class Tilting(Protocol):
 class KeyedLabels:
     """Makes a marker's soft labels. UsageError where no label can carry a bit of the scheme's.
 
-    ``parts``: numbers of the scheme's parts that labels carry, and that no penalty need push.
+    ``how``: whether labels carry their parts of the mark ``alone``, or ``beside`` the penalties' push.
+    ``parts``: numbers of those that they carry alone, so that no penalty pushes them.
     """
 
-    def __init__(self, scheme: Any, mark: Any, margin: float) -> None:
+    def __init__(self, scheme: Any, mark: Any, margin: float, how: str = "beside") -> None:
+        if how not in ("alone", "beside"):
+            raise UsageError("No such way of keyed labels", expected="alone or beside", found=str(how))
         parts = getattr(scheme, "parts", (scheme,))
         self.scheme, self.mark, self.margin, self._unused = scheme, mark, margin, 0
-        self.parts = tuple(i for i, part in enumerate(parts) if isinstance(part, Tilting))
+        tilting = tuple(i for i, part in enumerate(parts) if isinstance(part, Tilting))
+        self.how, self.parts = how, tilting if how == "alone" else ()
         self._only: dict[str, Any] = {"only": self.parts} if len(parts) > 1 else {}
-        if not self.parts:
+        if not tilting:
             raise UsageError(
                 "Labels can't carry this mark",
                 expected="a part in how wrong classes compare, as class-contrast has it", found=repr(scheme),
@@ -76,7 +80,7 @@ class KeyedLabels:
         self, model: nn.Module, batch: Batch, evidence: Evidence, generator: torch.Generator,
         method: Any | None,
     ) -> None:  # fmt: skip
-        """A penalty comes: with its ``method``, ``evidence`` takes in what the parts read that labels carry.
+        """A penalty comes: with its ``method``, ``evidence`` takes in what it doesn't push.
 
         UsageError where one penalty comes after another and nobody has asked for the labels.
         """
@@ -87,6 +91,6 @@ class KeyedLabels:
                 found=f"{_PATIENCE} penalties without",
                 fix="Take marker.soft_labels((x, y)) for y in the task's loss, or leave `keyed_labels` out",
             )  # fmt: skip
-        if method is not None:
+        if method is not None and self.parts:
             with torch.no_grad(), penalty_mode(model, method):
                 evidence.watch(*self.scheme.probe(self.mark, model, batch, generator, method, **self._only))
