@@ -7,6 +7,7 @@
     gradmark bench benchmarks/suites/strangers-rehearsed.toml --out bench-strangers-rehearsed
     gradmark bench benchmarks/suites/strangers-hardened.toml --out bench-strangers-hardened
     gradmark bench benchmarks/suites/strangers-whole.toml --out bench-strangers-whole
+    gradmark bench benchmarks/suites/strangers-keyed.toml --out bench-strangers-keyed
     python benchmarks/strangers.py bench-strangers* bench-cifar10-strangers
 
 Every key's reference comes from the same unmarked control, and its bits are drawn afterwards. Writes
