@@ -136,6 +136,17 @@ def test_how_the_mark_is_pushed_is_written_down(signed: Path) -> None:
     )
 
 
+def test_keyed_labels_without_smoothing_are_refused_before_anything_is_trained(signed: Path) -> None:
+    out = signed / "unsmoothed"
+    result = gradmark(
+        "embed", "--model", "tiny:net", "--data", "digits", "--key", signed / "acme.key", "--out", out,
+        "--keyed-labels", "beside", "--smoothing", 0,
+    )  # fmt: skip
+    assert result.code == 2, result.err
+    assert "Keyed labels spread what smoothing takes" in result.err
+    assert not out.exists()
+
+
 def test_embed_writes_what_the_contract_says(signed: Path) -> None:
     out = signed / "out"
     assert {p.name for p in out.iterdir()} == {

@@ -80,6 +80,8 @@ class EmbedJob:
         for name in (*_FLAGS, "keyed_labels"):
             if self.task is not None and getattr(self, name):
                 raise UsageError(f"--{_said(name)} is for class scores", fix="leave it or --task out")
+        if self.keyed_labels and not 0 < self.smoothing < 1:
+            raise UsageError("Keyed labels spread what smoothing takes", fix="--smoothing 0.1, or more")
         need_device(self.device)
         if self.target_p is not None and not 0 < self.target_p < 1:
             raise UsageError("The target p makes no sense", expected="0 < p < 1", found=str(self.target_p))
