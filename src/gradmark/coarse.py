@@ -39,7 +39,7 @@ def coarse(spec: ModelSpec, x: Tensor, view: str = "cells") -> Tensor:
     x = x.detach().float()
     if spec.domain == "image":
         x = x.reshape(len(x), -1, *x.shape[-2:])
-        return _overall(x) if view == "overall" else cells(x)
+        return _overall(x) if view == "overall" else F.adaptive_avg_pool2d(x, _CELLS).flatten(1)
     if spec.domain == "signal" and view == "overall":
         return _heard(x.reshape(len(x), -1, x.shape[-1]))
     if spec.domain == "signal":
@@ -47,11 +47,6 @@ def coarse(spec: ModelSpec, x: Tensor, view: str = "cells") -> Tensor:
         bands = F.adaptive_avg_pool1d(energy, _BANDS)
         return (bands / bands.sum(2, keepdim=True).clamp_min(_QUIET)).sqrt().flatten(1)
     return x.flatten(1)
-
-
-def cells(x: Tensor) -> Tensor:
-    """The means of 4 x 4 cells of each channel of images (b, c, h, w): (b, 16 c), float32."""
-    return F.adaptive_avg_pool2d(x.float(), _CELLS).flatten(1)
 
 
 def _overall(x: Tensor) -> Tensor:

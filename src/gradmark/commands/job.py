@@ -151,7 +151,7 @@ class EmbedJob:
         found = [f"--{_said(n)} {value}" for n, value in given.items() if value is not None]
         if self.smoothing != SMOOTHING:
             found.append(f"--smoothing {self.smoothing}")
-        found += [f"--{_said(name)}" for name in _FLAGS if getattr(self, name)]
+        found += [f"--{name}" for name in _FLAGS if getattr(self, name)]
         return [*found, *(shlex.join(("--set", f"{n}={json.dumps(v)}")) for n, v in self.options)]
 
 

@@ -139,7 +139,8 @@ class Marker:
         share = self.method != "exact" and not balancing and not isinstance(model, View)
         told = None if balancing or self.lean or self._recomputes else shared(scores, batch, model, ranks)
         if self.labels:
-            self.labels.beside(model, some, self.evidence, self.generator, self.method if balancing else None)
+            how = self.method if balancing else None
+            self.labels.at_penalty(model, some, self.evidence, self.generator, how)
         if not (due := self._due(balancing, told)):
             self._penalties += 1
             return torch.zeros((), device=device)
@@ -214,7 +215,7 @@ class Marker:
 
     def _due(self, every: bool, told: Batch | None = None) -> list[int]:
         """Numbers of the mark's parts to probe now; those that read the scores ``told`` cost nothing."""
-        parts = [i for i in range(len(self.parts)) if i not in self._labelled()]
+        parts = sorted(set(range(len(self.parts))) - set(self._labelled()))
         if every or not self.ease:
             return parts
         free = () if told is None else from_scores(self.scheme)

@@ -45,7 +45,7 @@ class KeyedLabels:
         parts = getattr(scheme, "parts", (scheme,))
         self.scheme, self.mark, self.margin, self._unused = scheme, mark, margin, 0
         tilting = tuple(i for i, part in enumerate(parts) if isinstance(part, Tilting))
-        self.how, self.parts = how, tilting if how == "alone" else ()
+        self.parts = tilting if how == "alone" else ()
         self._only: dict[str, Any] = {"only": self.parts} if len(parts) > 1 else {}
         if not tilting:
             raise UsageError(
@@ -76,7 +76,7 @@ class KeyedLabels:
             wrong = logits.masked_fill(own.bool(), -torch.inf).softmax(1)
             return (1 - spread) * own + spread * wrong
 
-    def beside(
+    def at_penalty(
         self, model: nn.Module, batch: Batch, evidence: Evidence, generator: torch.Generator,
         method: Any | None,
     ) -> None:  # fmt: skip
