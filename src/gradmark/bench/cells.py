@@ -26,7 +26,8 @@ from gradmark.embed import Marker
 from gradmark.errors import GradmarkError
 from gradmark.files import atomic_write
 from gradmark.keys import OwnerKey
-from gradmark.protocols import Access, Batch, TestName, Thief, Verdict
+from gradmark.protocols import Access, Batch, Reading, Scheme, TestName, Thief, Verdict
+from gradmark.stats import run_test
 from gradmark.suspects import ModuleSuspect, file_digest
 from gradmark.suspects.checks import brief, device_of
 from gradmark.thief import told
@@ -203,7 +204,27 @@ def _read(
     found = {
         name: row[name] for name in ("access", "log10_p", "match", "n_bits", "ties", "queries", "outcome")
     }
+    found["parts"] = _parts(unit.entry.scheme(unit.task), verdict.reading)
     return {**found, "wrong_key_log10_p": wrong, "read_seconds": round(time.perf_counter() - start, 2)}
+
+
+def _parts(scheme: Scheme, reading: Reading | None) -> list[dict[str, Any]]:
+    """What each scheme of an ensemble reads by itself: which of them it is that outlives an attack."""
+    if reading is None or not reading.parts:
+        return []
+    names = [part.name for part in getattr(scheme, "parts", ())]
+    pieces = np.split((reading.values * reading.bits).numpy(), np.cumsum(reading.parts)[:-1])
+    tested = [run_test(TEST, values) for values in pieces]
+    return [
+        {
+            "scheme": name,
+            "log10_p": got.log10_p,
+            "n_match": got.n_match,
+            "n": got.n,
+            "mean": float(values.mean()),
+        }
+        for name, got, values in zip(names, tested, pieces, strict=True)
+    ]
 
 
 def _verdict(
