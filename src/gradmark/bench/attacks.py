@@ -153,6 +153,7 @@ def _matched(extract: int) -> list[Configured]:
     """By who has read what the wrong classes carry: he makes them ordinary, and teaches a student so."""
     his = {"own": "fresh", "epochs": extract}
     taught = {"distill": {"epochs": extract}}
+    by_sibling = {"distill": {"epochs": extract, "student": "sibling"}}
     chain = "output-match+distill"
     return [
         Configured("output-match", "output-match"),
@@ -165,7 +166,10 @@ def _matched(extract: int) -> list[Configured]:
             "output-match-kernel+distill", chain, {"output-match": {**his, "kind": "kernel"}, **taught}
         ),
         Configured("output-graft+distill", chain, {"output-match": {**his, "kind": "whole"}, **taught}),
-        Configured(f"{chain}-sibling", chain, {"distill": {"epochs": extract, "student": "sibling"}}),
+        Configured(f"{chain}-sibling", chain, by_sibling),
+        Configured(
+            "output-match-linear+distill-sibling", chain, {"output-match": {"kind": "linear"}, **by_sibling}
+        ),
     ]
 
 
