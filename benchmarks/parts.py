@@ -103,7 +103,8 @@ def main() -> None:
     FOLDER.mkdir(parents=True, exist_ok=True)
     for task, cells in collect(given.out, given.mark).items():
         rows, place = summary(cells), FOLDER / f"{task}-{given.mark}"
-        atomic_write(Path(f"{place}.json"), (json.dumps(rows, indent=1) + "\n").encode(), overwrite=True)
+        lines = ",\n".join(json.dumps(row) for row in rows)
+        atomic_write(Path(f"{place}.json"), f"[\n{lines}\n]\n".encode(), overwrite=True)
         picture = heatmap(list(columns(rows)), f"{task}, {given.mark}", removed=GOAL, worth=WORTH)
         atomic_write(Path(f"{place}.png"), picture.svg_or_png, overwrite=True)
         print(f"\n### {task}, {given.mark}\n", *told(rows), sep="\n")
