@@ -23,6 +23,7 @@ from gradmark.embed import Recipe
 from gradmark.embed.train import augmented, train
 from gradmark.errors import DataError, ResumeError, UnknownNameError, UsageError
 from gradmark.report.bench_plots import heatmap, pareto, thiefs_front
+from gradmark.stats import fisher
 from gradmark.tasks.speech import SpeechNet, speech_other
 from tiny import net
 
@@ -84,6 +85,21 @@ def test_files_and_cells(ran: tuple[Path, dict[str, Any]]) -> None:
     assert {c["access"] for c in cells if c["attack"] == "output-top1"} == {"black"}
     assert {c["n_bits"] for c in cells if "error" not in c} == {16}
     assert (out / "networks" / "benched_experiment-ours-3.safetensors").exists()
+
+
+def test_an_ensembles_cells_tell_its_parts_apart(tmp_path: Path) -> None:
+    suite = tmp_path / "parts.json"
+    scheme = {"name": "filter-gradient,trigger,weights", "label": "three", "parameters": {"trigger.bits": 24}}
+    given = {"tasks": ["benched:experiment"], "seeds": [3], "wrong_keys": 1, "queries": 400}
+    suite.write_text(json.dumps({**given, "schemes": [scheme], "attacks": ["none"]}))
+    assert gradmark("bench", suite, "--out", tmp_path / "out").code == 0
+    white, black = json.loads((tmp_path / "out/cells/benched_experiment/three/none-3.json").read_text())
+    for cell in (white, black):
+        assert [part["scheme"] for part in cell["parts"]] == ["filter-gradient", "trigger", "weights"]
+        read = [part for part in cell["parts"] if part["n"]]
+        assert cell["log10_p"] == pytest.approx(fisher([part["log10_p"] for part in read]))
+        assert sum(part["n_match"] for part in read) == round(cell["match"] * sum(p["n"] for p in read))
+    assert white["parts"][2]["n"] > 0 == black["parts"][2]["n"]  # who asks an API reads no weights
 
 
 def test_an_attack_that_fails_has_cells_with_its_error(ran: tuple[Path, dict[str, Any]]) -> None:
