@@ -26,6 +26,7 @@ from gradmark.coarse import VIEWS, coarse
 from gradmark.embed.heads import output_layer
 from gradmark.files import atomic_write
 from gradmark.protocols import Batch, ModelSpec
+from gradmark.scores import mean_by
 
 PATH = Path(__file__).parent / "results" / "views.json"
 MOST = 6000  # inputs on either side
@@ -49,27 +50,16 @@ def seen_by_the_last_layer(model: nn.Module, x: Tensor) -> Tensor:
     return torch.cat(got).double()
 
 
-def within(values: Tensor, labels: Tensor, means: Tensor) -> Tensor:
-    """``values`` (b, D) less what is known (C, D) of their class."""
-    return values.double() - means[labels]
-
-
-def class_means(values: Tensor, labels: Tensor, classes: int) -> Tensor:
-    totals = torch.zeros(classes, values.shape[1], dtype=torch.float64)
-    counts = torch.bincount(labels, minlength=classes).clamp_min(1)[:, None]
-    return totals.index_add(0, labels, values.double()) / counts
-
-
 def shares(model: nn.Module, fitted: Batch, judged: Batch, spec: ModelSpec, view: str) -> dict[str, Any]:
     """R2 on ``judged`` of each number of a view, and of keyed sums of them, mean [least, most]."""
     sides = []
     for x, labels in (fitted, judged):
-        sides.append((seen_by_the_last_layer(model, x), coarse(spec, x, view), labels))
+        sides.append((seen_by_the_last_layer(model, x), coarse(spec, x, view).double(), labels))
     (hidden, wanted, labels), (hidden_too, wanted_too, labels_too) = sides
     classes = spec.n_classes
-    known, feature = class_means(hidden, labels, classes), class_means(wanted, labels, classes)
-    a, b = within(hidden, labels, known), within(wanted, labels, feature)
-    a_too, b_too = within(hidden_too, labels_too, known), within(wanted_too, labels_too, feature)
+    known, feature = (mean_by(v, labels, classes) for v in (hidden, wanted))
+    a, b = hidden - known[labels], wanted - feature[labels]
+    a_too, b_too = hidden_too - known[labels_too], wanted_too - feature[labels_too]
     gram = a.T @ a
     weights = torch.linalg.solve(
         gram + RIDGE * gram.trace() / len(gram) * torch.eye(len(gram)).double(), a.T @ b

@@ -156,6 +156,12 @@ def run_test(name: TestName, values: ArrayLike) -> TestResult:
     return TESTS[name](values)
 
 
+def apart(values: ArrayLike, parts: tuple[int, ...] = ()) -> list[NDArray[np.float64]]:
+    """Values (n,) by the parts they belong to, which have these sizes; in one piece if there are no two."""
+    array = np.asarray(values, dtype=np.float64)
+    return np.split(array, np.cumsum(parts)[:-1]) if len(parts) > 1 else [array]
+
+
 def run_tests(name: TestName, values: ArrayLike, parts: tuple[int, ...] = ()) -> TestResult:
     """The test of each part of values (n,) by itself, combined; ``parts``: their sizes, none for one part.
 
@@ -165,8 +171,7 @@ def run_tests(name: TestName, values: ArrayLike, parts: tuple[int, ...] = ()) ->
     """
     if len(parts) < 2:
         return run_test(name, values)
-    array = np.asarray(values, dtype=np.float64)
-    results = [run_test(name, part) for part in np.split(array, np.cumsum(parts)[:-1])]
+    results = [run_test(name, part) for part in apart(values, parts)]
     return TestResult(
         fisher([r.log10_p for r in results if r.n]),
         sum(r.statistic for r in results),
@@ -178,8 +183,7 @@ def run_tests(name: TestName, values: ArrayLike, parts: tuple[int, ...] = ()) ->
 
 def least_log10_p(values: ArrayLike, parts: tuple[int, ...] = ()) -> float:
     """log10 of p if all non-zero values (n,) matched their bits; ``parts`` as in :func:`run_tests`."""
-    pieces = np.split(np.asarray(values), np.cumsum(parts)[:-1]) if len(parts) > 1 else [np.asarray(values)]
-    best = [-int(n) * math.log10(2) for piece in pieces if (n := np.count_nonzero(piece))]
+    best = [-int(n) * math.log10(2) for piece in apart(values, parts) if (n := np.count_nonzero(piece))]
     return fisher(best)
 
 
@@ -220,10 +224,9 @@ def log10_ps(
     computed once: 100,000 rows cost one matrix product.
     """
     _known(name)
-    array = np.asarray(values, dtype=np.float64)
     stops = np.cumsum(parts[:-1]) if len(parts) > 1 else np.zeros(0, dtype=np.int64)
     found = []
-    pieces = zip(np.split(array, stops), np.split(signs, stops, axis=1), strict=True)
+    pieces = zip(apart(values, parts), np.split(signs, stops, axis=1), strict=True)
     for piece, own in pieces:
         weights = np.asarray(_COUNTS[name](np.abs(piece)).weights, dtype=np.float64)
         kept = piece != 0

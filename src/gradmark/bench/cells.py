@@ -27,7 +27,7 @@ from gradmark.errors import GradmarkError
 from gradmark.files import atomic_write
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, Reading, Scheme, TestName, Thief, Verdict
-from gradmark.stats import run_test
+from gradmark.stats import apart, run_test
 from gradmark.suspects import ModuleSuspect, file_digest
 from gradmark.suspects.checks import brief, device_of
 from gradmark.thief import told
@@ -213,7 +213,7 @@ def _parts(scheme: Scheme, reading: Reading | None) -> list[dict[str, Any]]:
     if reading is None or not reading.parts:
         return []
     names = [part.name for part in getattr(scheme, "parts", ())]
-    pieces = np.split((reading.values * reading.bits).numpy(), np.cumsum(reading.parts)[:-1])
+    pieces = apart((reading.values * reading.bits).numpy(), reading.parts)
     tested = [run_test(TEST, values) for values in pieces]
     return [
         {
