@@ -6,20 +6,23 @@
 Writes results/robustness/cells.json (every cell, without what a summary doesn't need; networks that the folders don't
 have keep the cells that they had), the pictures beside it, and ROBUSTNESS.md: every mark at a glance, and
 per task what an embedding cost, every attack by every scheme, the cells that fall short, queries, and whether strangers'
-p-values on attacked networks are uniform. Without an argument the page is made again from the committed cells.
+p-values on attacked networks are uniform, and what the attacks are. Without an argument the page is made again from the committed cells.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from gradmark.bench.attacks import standard
 from gradmark.catalog import FLAGSHIP
+from gradmark.commands.attack import known_attacks
 from gradmark.report.bench_plots import heatmap, pareto
 from gradmark.stats import mean_interval
 
@@ -69,10 +72,33 @@ def page(cells: list[Cell]) -> Iterator[str]:
     for task in dict.fromkeys(c["task"] for c in done):
         yield from _task(task, [c for c in done if c["task"] == task])
     yield from _strangers(done)
+    yield from _named()
     failed = sorted({(c["task"], c["scheme"], c["attack"], c["error"]) for c in cells if "error" in c})
     if failed:
         yield "## Cells that could not be run\n"
         yield from _table(("task", "scheme", "attack", "why"), failed)
+
+
+def _named() -> Iterator[str]:
+    """What the attacks are, by their own docstrings, and the labels that they have here."""
+    yield "## What the attacks are\n"
+    yield (
+        "`a+b` is b on what a made. `-lr3` is at three times the thief's own rate, `-owner` with the owner's optimizer and rate, "
+        "`-sibling` by who has a network of all the owner's data, a number the amount. `gradmark attack --list` has the parameters.\n"
+    )
+    labels: dict[str, list[str]] = defaultdict(list)
+    for one in standard():
+        if "+" not in one.name:
+            labels[one.name].append(f"`{one.label}`")
+    rows = [
+        (
+            " ".join(labels.get(one.name, [f"`{one.name}`"])),
+            one.what.replace("|", "/"),
+            one.how.replace("|", "/"),
+        )
+        for one in known_attacks()
+    ]
+    yield from _table(("attack", "what it is", "what it does"), rows)
 
 
 def _glance(cells: list[Cell]) -> Iterator[str]:

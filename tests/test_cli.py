@@ -125,6 +125,15 @@ def test_a_wrong_passphrase(tmp_path: Path) -> None:
     refused(gradmark(*verify), "--passphrase-file")
 
 
+def test_the_attacks_are_listed_with_their_parameters() -> None:
+    listed = {one["name"]: one for one in gradmark("attack", "--list", "--json").json()["attacks"]}
+    assert listed.keys() == catalog.ATTACKS.keys()
+    assert all(one["what"] and one["how"] for one in listed.values())
+    assert listed["prune"]["parameters"]["fraction"] == catalog.attack("prune", {}).fraction
+    assert "dark-noise" in gradmark("attack", "--list").out
+    refused(gradmark("attack", "x.safetensors", "--attack", "prune"), "--list")
+
+
 def test_a_bug_does_not_look_like_a_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise ZeroDivisionError("division by zero")
@@ -139,7 +148,9 @@ def blocks(root: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", (root / "README.md").read_text(), re.DOTALL)
 
 
-def test_the_readmes_training_loop(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_readmes_training_loop(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     torch.manual_seed(0)
     model = torch.nn.Sequential(
@@ -149,9 +160,12 @@ def test_the_readmes_training_loop(root: Path, tmp_path: Path, monkeypatch: pyte
     names["batches"] = [(torch.rand(16, 3, 32, 32), torch.arange(16) % 10) for _ in range(3)]
     names["optimizer"] = torch.optim.SGD(model.parameters(), 0.01)
     names["unmarked"] = copy.deepcopy(model)
-    names["x_held"], names["y_held"] = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
+    for name in ("held", "test"):
+        names[f"x_{name}"], names[f"y_{name}"] = torch.rand(20, 3, 32, 32), torch.arange(20) % 10
     (code,) = blocks(root, "python")
     exec(code, names)
+    status, verdict = capsys.readouterr().out.splitlines()
+    assert status.startswith("MarkStatus(") and verdict.startswith("no-evidence ")
     assert torch.isfinite(names["loss"])
     assert all(part.reference for part in names["scheme"].parts[:2])
     mark = package.MarkFile.load(tmp_path / "mark.json")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from conformance import KEY, SPECS, inputs, network, pool, same_world, scheme_for, world
 from gradmark.embed import Marker, check_method, choose_method
 from gradmark.embed.preflight import some_carriers
-from gradmark.errors import PreflightError
+from gradmark.errors import MismatchError, PreflightError
 from gradmark.schemes.feature_contrast import FeatureContrast
 from strange import (
     STEREO,
@@ -282,3 +282,14 @@ def test_the_few_inputs_it_takes_are_of_one_class() -> None:
     few = some_carriers(scheme, mark, batch)
     assert int((few[1] == few[1][0]).sum()) == 2
     assert choose_method(scheme, mark, network("grey"), batch).ok
+
+
+@pytest.mark.parametrize("scale", [lambda x: 255 * x, lambda x: (x - 0.5) / 0.25])
+def test_inputs_that_are_not_on_the_models_scale_are_refused_before_anything_is_trained(scale: Any) -> None:
+    """Pixels up to 255, or normalised ones, where the spec says 0 to 1; verify would refuse them."""
+    x, labels = pool("grey")
+    marker = Marker(scheme_for("filter-gradient", "grey"), KEY, SPECS["grey"])
+    with pytest.raises(MismatchError, match="normalisation"):
+        marker.penalty(network("grey"), (scale(x[:16]), labels[:16]))
+    augmented = (x[:16] + 0.2 * torch.randn(x[:16].shape, generator=torch.Generator().manual_seed(0))).float()
+    assert torch.isfinite(marker.penalty(network("grey"), (augmented, labels[:16])))

@@ -67,9 +67,9 @@ def test_the_readme_counts_as_the_cells_do(root: Path, cells: list[dict[str, Any
     assert [int(n) for n in claim.groups()] == counted
 
 
-def _measured(root: Path, head: str) -> list[list[str]]:
-    """The rows of the README's table under ``head`` that name an attack, cell by cell."""
-    text = (root / "README.md").read_text()
+def _measured(page: Path, head: str) -> list[list[str]]:
+    """The rows of a page's table under ``head`` that name an attack, cell by cell."""
+    text = page.read_text()
     section = re.split(r"\n##+ ", text[text.index(head) + len(head) :])[0]
     rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| ")]
     return [row for row in rows if any("`" in cell for cell in row[:2])]
@@ -102,7 +102,7 @@ def test_the_readmes_numbers_are_the_cells(root: Path, cells: list[dict[str, Any
         own = [c for c in cells if (c["task"], c["scheme"]) == (task, "ensemble")]
         given = list({c["seed"]: c["utility_control"] - c["utility_marked"] for c in own}.values())
         assert said == "{:.2f} [{:.2f}, {:.2f}]".format(np.mean(given), *mean_interval(given)), task
-    rows = _measured(root, "## Measured\n")
+    rows = _measured(root / "README.md", "## Measured\n")
     assert len(rows) > 10
     for name, *columns in rows:
         for task, said in zip(TRACKS.values(), columns, strict=True):
@@ -116,13 +116,15 @@ def test_the_readmes_numbers_are_the_cells(root: Path, cells: list[dict[str, Any
             assert said == expected, name
 
 
-def test_the_readme_names_every_attack_that_removes_the_default(
+def test_choosing_names_every_attack_that_removes_the_default(
     root: Path, cells: list[dict[str, Any]]
 ) -> None:
     """With what is left, what it costs the thief, and what it is worth to him."""
     fresh = json.loads((root / "benchmarks" / "results" / "robustness" / "fresh.json").read_text())
     named: dict[str, set[str]] = {task: set() for task in TRACKS.values()}
-    for track, attack, left, loss, worth, _ in _measured(root, "### What takes the default\n"):
+    for track, attack, left, loss, worth, _ in _measured(
+        root / "docs" / "choosing.md", "## What takes the default\n"
+    ):
         task = TRACKS[track]
         own = _own(cells, task, attack)
         named[task].add(own[0]["attack"])

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gradmark.terminal import Data, Device, Json, Seed, command, err, show
+from gradmark.errors import UsageError
+from gradmark.terminal import Device, Json, Seed, SomeData, command, err, show
 
 
 @command("gradmark bench digits-quick --out bench-out --jobs 2")
@@ -43,11 +45,15 @@ def bench(
     "gradmark attack signed/model.safetensors --attack finetune,prune --model nets:net --data d.npz --out a"
 )
 def attack(
-    suspect: Annotated[Path, typer.Argument(help="The weights to attack, .safetensors.")],
-    attack_: Annotated[str, typer.Option("--attack", help="NAME[,NAME]; a+b runs b on what a made.")],
-    data: Data,
-    model: Annotated[str, typer.Option(help="MODULE:FACTORY of the network.")],
-    out: Annotated[Path, typer.Option(help="New folder for the attacked weights and attack.json.")],
+    suspect: Annotated[Path | None, typer.Argument(help="The weights to attack, .safetensors.")] = None,
+    attack_: Annotated[
+        str | None, typer.Option("--attack", help="NAME[,NAME]; a+b runs b on what a made.")
+    ] = None,
+    data: SomeData = None,
+    model: Annotated[str | None, typer.Option(help="MODULE:FACTORY of the network.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="New folder for the attacked weights and attack.json.")
+    ] = None,
     parameters: Annotated[
         str, typer.Option(help='JSON, as {"epochs": 2}; with several attacks, one object for each name.')
     ] = "{}",
@@ -58,11 +64,21 @@ def attack(
         Path | None, typer.Option(help="The public mark.json: a thief who read it knows the nudges' size.")
     ] = None,
     seed: Seed = 0,
+    list_: Annotated[bool, typer.Option("--list", help="Show all attacks and their parameters.")] = False,
     as_json: Json = False,
 ) -> int:
     """Attack a model of your own as a thief would who has its training data."""
-    from gradmark.commands.attack import AttackJob, parse_parameters, run_attack
+    from gradmark.commands.attack import AttackJob, known_attacks, parse_parameters, run_attack, shown
 
+    if list_:
+        known = known_attacks()
+        return show(0, as_json, {"attacks": [asdict(one) for one in known]}, shown(known))
+    if suspect is None or attack_ is None or data is None or model is None or out is None:
+        raise UsageError(
+            "Too little is said of what to attack, and how",
+            expected="SUSPECT, --attack, --data, --model and --out, or --list alone",
+            fix="gradmark attack --help has an example",
+        )
     names = tuple(dict.fromkeys(name.strip() for name in attack_.split(",") if name.strip()))
     job = AttackJob(
         suspect, names, parse_parameters(parameters), data, model, out, lr, optimizer, batch_size, seed, mark

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gradmark.errors import UsageError
-from gradmark.terminal import Data, Json, Passphrase, Seed, ask, command, err, key_of, show
+from gradmark.terminal import (
+    Data,
+    Json,
+    OpeningsPassphrase,
+    Passphrase,
+    Seed,
+    ask,
+    command,
+    err,
+    key_of,
+    show,
+)
 
 if TYPE_CHECKING:
     from gradmark.keys import OwnerKey
@@ -115,7 +126,7 @@ def judge(
     journal: Annotated[Path | None, typer.Option(help="Keep an endpoint's answers in this file.")] = None,
     header: Annotated[list[str] | None, typer.Option(help="'NAME: VALUE' for an endpoint, or @FILE.")] = None,
     api: Annotated[str, typer.Option(help="What an endpoint speaks: json, oip, or a FILE.toml.")] = "json",
-    passphrase_file: Passphrase = None,
+    passphrase_file: OpeningsPassphrase = None,
     seed: Seed = 0,
     as_json: Json = False,
 ) -> int:

@@ -64,20 +64,21 @@ def check_pool(spec: ModelSpec, pool: Batch) -> None:
         )
 
 
-def check_range(spec: ModelSpec, x: Tensor) -> None:
+def check_range(spec: ModelSpec, x: Tensor, room: float = _ROOM) -> None:
     """Raises MismatchError where inputs (b, *shape) lie well outside of the range that the mark was made for.
 
     Pixels of 0 to 255, or normalised ones, where it was 0 to 1: inputs such as the model doesn't know.
+    ``room``: how far they may lie outside, in parts of the range.
     """
     if spec.low is None or spec.high is None or not x.is_floating_point():
         return
-    room, low, high = _ROOM * (spec.high - spec.low), float(x.min()), float(x.max())
+    room, low, high = room * (spec.high - spec.low), float(x.min()), float(x.max())
     if low < spec.low - room or high > spec.high + room:
         raise MismatchError(
-            "The data lie outside of the range that the mark was made for",
+            "The data lie outside of the range that the mark is made for",
             expected=f"{spec.low:g} to {spec.high:g}",
             found=f"{low:g} to {high:g}",
-            fix="Scale them as for embed",
+            fix="Scale them so; a normalisation by mean and deviation belongs into the model",
         )
 
 

@@ -48,6 +48,13 @@ Task = Annotated[
     typer.Option("--task", help="tabular, faces, ... or MODULE:FACTORY, with data, network and scores."),
 ]
 Device = Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 or mps.")]
+OpeningsPassphrase = Annotated[
+    Path | None,
+    typer.Option(
+        "--passphrase-file",
+        help="File with the passphrase that the owner told you; else GRADMARK_PASSPHRASE, else asked for.",
+    ),
+]
 Passphrase = Annotated[
     Path | None,
     typer.Option(

@@ -107,7 +107,7 @@ def run_unit(unit: Unit, out: Path, device: str = "cpu") -> list[dict[str, Any]]
     }
     start = time.perf_counter()
     try:
-        attacked = _attacked(unit, experiment, model, folder)
+        attacked = attacked_by(unit, experiment, model, folder)
         seconds = round(time.perf_counter() - start, 2)
         worth = experiment.task.utility(unviewed(attacked))
         head |= {"utility_after": worth.percent, "utility_n": worth.n,
@@ -130,7 +130,7 @@ def run_unit(unit: Unit, out: Path, device: str = "cpu") -> list[dict[str, Any]]
     return cells
 
 
-def _attacked(unit: Unit, experiment: Experiment, model: nn.Module, folder: Path) -> nn.Module:
+def attacked_by(unit: Unit, experiment: Experiment, model: nn.Module, folder: Path) -> nn.Module:
     """The attacked model as one that gives the owner's scores.
 
     A thief attacks what gives scores as he sees them; what changes inputs stands before the model's own API,

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
 from torch import nn
 
 from gradmark import catalog
@@ -23,6 +26,41 @@ from gradmark.files import atomic_write
 from gradmark.protocols import Thief
 from gradmark.suspects import build_model, load_weights, save_weights
 from gradmark.thief import told
+
+
+@dataclass(frozen=True)
+class Known:
+    """An attack of the catalogue: what it is, what it does by which parameters, with their defaults."""
+
+    name: str
+    what: str
+    how: str
+    parameters: dict[str, Any]
+
+
+def known_attacks() -> list[Known]:
+    """All of them, as their own docstrings have it."""
+    found = []
+    for name, kind in catalog.ATTACKS.items():
+        module, own = inspect.getdoc(inspect.getmodule(kind)), inspect.getdoc(kind)
+        what, how = (" ".join((text or "").split("\n\n")[0].split()) for text in (module, own))
+        plain = how.replace(":class:", "").replace("``", "`")
+        kept = {f.name: f.default for f in fields(cast(type[Any], kind))}
+        found.append(Known(name, what.rstrip("."), plain, kept))
+    return found
+
+
+def shown(known: list[Known]) -> Table:
+    """For the terminal."""
+    table = Table("attack", "what it is and does", "parameters", show_lines=True)
+    for one in known:
+        told = "\n".join(f"{name} = {_short(value)}" for name, value in one.parameters.items())
+        table.add_row(*(escape(cell) for cell in (one.name, f"{one.what}.\n{one.how}", told)))
+    return table
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else repr(value)
 
 
 @dataclass(frozen=True)

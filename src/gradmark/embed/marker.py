@@ -120,8 +120,8 @@ class Marker:
 
         Zero on the steps between two penalties, and where the scheme rides on some inputs only and the
         batch holds none. The model's training mode, batch-norm statistics and the global random state stay.
-        Raises PreflightError on the first call if no right gradient can be had, ModelError where the
-        model's answers are not finite.
+        Raises, on the first call, PreflightError if no right gradient can be had, MismatchError where inputs
+        aren't on the scale of the spec; ModelError where the model's answers are not finite.
         """
         device = batch[0].device
         step, self._steps = self._steps, self._steps + 1

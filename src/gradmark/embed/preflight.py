@@ -26,6 +26,7 @@ from gradmark.embed.ranks import Ranks
 from gradmark.embed.wrappers import bare, needs_whole_backward, reshard, sharded, trainable, weight_gradients
 from gradmark.errors import PreflightError, UsageError
 from gradmark.protocols import Batch, Choosy, Mark, Scheme
+from gradmark.scores import check_range
 from gradmark.suspects.checks import brief, device_of
 
 METHODS = ("central-difference", "exact")
@@ -44,6 +45,7 @@ _STEPS = (1e-8, 1e-9, 1e-10)  # relative to the norm of the weights
 """At the first, a unit switches in one network of some hundreds; rounding at the last adds 1e-5."""
 _STEPS_IN_PLACE = (2e-4,)
 _DIRECTIONS = 3
+_ROOM = 0.5  # of their range, by which augmented inputs may lie outside of it; normalised ones lie further
 _TWICE = "reentrant checkpointing under DDP reduces a weight twice in a step with a penalty"
 _MOODY = "checkpointed dropout or batch norm under FSDP2 runs again in another mode than before"
 _MOODS = (nn.modules.dropout._DropoutNd, nn.modules.batchnorm._NormBase)
@@ -96,7 +98,11 @@ def check_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, met
 
 
 def choose_method(scheme: Scheme, mark: Mark, model: nn.Module, batch: Batch, wanted: str = "auto") -> Check:
-    """The first method that is right here. Raises PreflightError, with every reason, if none is."""
+    """The first method that is right here. Raises PreflightError, with every reason, if none is.
+
+    MismatchError where the inputs aren't on the scale of the model's spec.
+    """
+    check_range(mark.spec, batch[0], _ROOM)
     few = some_carriers(scheme, mark, batch)
     checks = []
     for method in METHODS if wanted == "auto" else (wanted,):
