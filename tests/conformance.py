@@ -49,7 +49,7 @@ MARKERS: dict[tuple[str, str], dict[str, Any]] = {
     # Wrong classes compare by nature: uncalibrated, a mark has to outweigh that.
     **{("class-contrast", d): {"margin": 4.0} for d in SPECS},
     **{("feature-contrast", d): {"margin": 1.0, "carriers": 50, "weight": 30.0} for d in SPECS},
-    **{("ensemble", d): {"margin": 3.0} for d in SPECS},
+    **{("ensemble", d): {"margin": 3.0, "weight": 6.0} for d in SPECS},
 }
 # Settings with which a nudge is as good as a derivative, and how good that is.
 FINE: dict[str, tuple[dict[str, Any], float]] = {

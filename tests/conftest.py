@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ from hypothesis import settings
 torch.set_num_threads(1)  # the networks are tiny: threads would cost more than they give
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci")
+
+# What an interrupted run keeps belongs to the user, and to no test.
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="gradmark-tests-")
 
 ROOT = Path(__file__).resolve().parent.parent
 

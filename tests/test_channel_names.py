@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from conformance import KEY, pool
 from gradmark.bench.networks import Block, DigitsNet
-from gradmark.channel_names import Profile, aligned, pack, profiles, unpack
+from gradmark.channel_names import Profile, aligned, pack, profiles, recognised, unpack
 from gradmark.errors import MarkFileError
 from gradmark.keys import OwnerKey
 from gradmark.layer_chains import layer_chains
@@ -157,3 +157,15 @@ def test_still_channels_count_for_nothing() -> None:
         assert not inputs[:, 1].any()
         assert not outputs[1].any()
         assert inputs[:, 0].all()
+
+
+def test_profiles_at_other_inputs_are_told_from_those_of_a_network_that_moved() -> None:
+    known, other, noise = made(16, 256, 0), made(16, 256, 1), made(16, 256, 2)
+    near = Profile(0.6 * known.values + 0.8 * noise.values, noise.size)
+    assert recognised([known, None], [known, None])
+    assert recognised([known], [Profile(near.values.flip(0), near.size)])
+    assert not recognised([known, known], [other, noise])
+    assert recognised([None], [None])
+    still = Profile(known.values.clone().index_fill(0, torch.arange(8, 16), 0), known.size.clone())
+    still.size[8:] = 0
+    assert recognised([still], [still]), "channels that stand still tell nothing, and don't count"

@@ -20,7 +20,18 @@ from authority import Authority, running
 from commandline import gradmark, refused
 from conformance import CARRIERS, KEY, SPECS, mark_file, network, pool, trained, white
 from gradmark import catalog
-from gradmark.claim import ALPHA, Check, Claim, ClaimFile, Opening, check_claim, least_alpha, pool_digest
+from gradmark.claim import (
+    ALPHA,
+    Check,
+    Claim,
+    ClaimFile,
+    Opening,
+    Rule,
+    check_claim,
+    least_alpha,
+    pool_digest,
+    search,
+)
 from gradmark.claim.file import PAYLOAD_TYPE
 from gradmark.claim.timestamp import load_certificates, read_stamp, request_stamp
 from gradmark.codec import MarkFile
@@ -28,6 +39,7 @@ from gradmark.dsse import Envelope, pae
 from gradmark.errors import ClaimError, MismatchError, PassphraseError, TimestampError, UsageError
 from gradmark.files import canonical_json, sha256
 from gradmark.keys import OwnerKey
+from gradmark.stats import fisher
 from gradmark.suspects import save_weights
 from gradmark.tails import log10_tail_binomial
 from gradmark.verify import verify
@@ -429,8 +441,7 @@ def test_fraud_probes_chosen_adversarially(case: Path, tmp_path: Path) -> None:
 
 def _adversarial_pool(path: Path, model: torch.nn.Module) -> None:
     """The pool's inputs moved by gradient steps until ``model`` agrees with the class contrasts' bits."""
-    scheme = catalog.scheme("ensemble", MARK.scheme_parameters).parts[1]  # type: ignore[attr-defined]
-    mark = scheme.mark(KEY, SPEC)
+    mark: Any = catalog.scheme("ensemble", MARK.scheme_parameters).mark(KEY, SPEC).parts[1]  # type: ignore[attr-defined]
     x, labels = (part.clone() for part in pool(DOMAIN))
     index = mark.index(labels)
     signs = mark.bits[index.clamp_max(len(mark.bits) - 1)] * (index < len(mark.bits))
@@ -507,3 +518,45 @@ def test_digests_are_what_sha256sum_says(case: Path) -> None:
     found = gradmark("claim", "--check", case / "claim.json", "--json").json()
     assert found["model"] == sha256((case / "marked.safetensors").read_bytes())
     assert found["mark"] == sha256((case / "mark.json").read_bytes())
+
+
+# --- a mark whose parts can be searched for one by one -----------------------------------------------------
+
+
+def test_a_forger_who_searches_part_by_part_gains_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thousands of them, with a thousand tries for each of three parts, of which they take what suits."""
+    tries, forgers, generator = 1000, 20_000, np.random.default_rng(0)
+    monkeypatch.setattr(search, "TRIES", np.log10(tries))
+    best = np.log10(1 - (1 - generator.random((forgers, 3))) ** (1 / tries))  # the least of so many p-values
+    fooled = [min(fisher(list(row[:n])) for n in (1, 2, 3)) for row in best]
+    corrected = [min(search.combined(list(row[:n])) for n in (1, 2, 3)) for row in best]
+    for alpha in (1e-4, 1e-5):
+        assert np.mean(np.array(corrected) <= np.log10(alpha)) <= tries * alpha
+    assert np.mean(np.array(fooled) <= -5) > 20 * tries * 1e-5, "Fisher's product by itself is fooled"
+
+
+def test_a_mark_of_one_part_is_judged_as_it_was() -> None:
+    assert search.combined([-40.0]) == pytest.approx(-40.0 + 9 * np.log10(2))
+    assert not search.searchable(MARK)
+    assert not search.searchable(mark_file("filter-gradient", DOMAIN))
+
+
+def test_an_older_mark_has_to_stand_a_search_of_each_part(tmp_path: Path) -> None:
+    """Its parts have bits of their own: what proves a joint mark is too little for it."""
+    golden = Path(__file__).parent / "golden"
+    key, mark = OwnerKey.load(golden / "key-v1.json"), MarkFile.load(golden / "mark-ensemble-v1.json")
+    assert search.searchable(mark)
+    with pytest.raises(UsageError, match="No claim can rest on that"):
+        Claim.create(key, mark)
+    now = datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    file = ClaimFile.sign(key, Claim(key.owner, key.key_id, mark, Rule(), None, now))
+    file.save(tmp_path / "claim.json")
+    Opening.of(file, key).save(tmp_path / "opening.json", None)
+    ruling = gradmark(
+        "judge", golden / "golden-ensemble-v1.safetensors", "--claim", tmp_path / "claim.json", "--opening",
+        tmp_path / "opening.json", "--data", "digits", "--own-data", "--model", "test_golden:net", "--json",
+    )  # fmt: skip
+    assert ruling.json()["outcome"] == "inconclusive", ruling.err
+    found = ruling.json()["verdict"]
+    assert "search for each part" in found["reason"]
+    assert found["log10_p"] > -25

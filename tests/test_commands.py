@@ -258,7 +258,30 @@ def test_an_endpoint_that_fails_is_resumed_without_paying_twice(signed: Path, im
         verdict = second.json()
         assert verdict["access"] == "black" and 500 < verdict["queries"] <= 2000
         assert answered[0] <= verdict["queries"]
-    assert not list((signed / "out").glob("*.journal"))
+        assert verdict["reused"] == paid
+    assert not kept_journals()
+
+
+def kept_journals() -> list[Path]:
+    """In the user's own folder, where nobody else can put answers."""
+    return list((Path(os.environ["XDG_STATE_HOME"]) / "gradmark").glob("*.journal"))
+
+
+def test_answers_that_somebody_planted_beside_the_mark_are_not_believed(
+    signed: Path, impatient: None
+) -> None:
+    allowed = [500.0]
+    with endpoint(model_of(signed), allowed) as (url, answered):
+        refused(ask(signed, suspect=url), "kept failing")
+        (journal,) = kept_journals()
+        assert (journal.stat().st_mode & 0o777, journal.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        planted = signed / "out" / journal.name
+        shutil.move(journal, planted)
+        allowed[0], answered[0] = float("inf"), 0
+        verdict = ask(signed, "--json", suspect=url).json()
+    assert answered[0] == verdict["queries"]
+    assert verdict["reused"] == 0
+    planted.unlink()
 
 
 def test_a_journal_of_ones_own_is_kept(signed: Path, tmp_path: Path) -> None:
@@ -303,7 +326,7 @@ def test_an_endpoint_that_answers_nonsense(
 ) -> None:
     with serve(lambda x: answer) as url:
         refused(ask(signed, suspect=url), words)
-    assert not list((signed / "out").glob("*.journal"))
+    assert not kept_journals()
 
 
 def test_an_endpoint_that_is_not_there(signed: Path, impatient: None) -> None:

@@ -12,7 +12,7 @@ import torch
 
 from conformance import KEY, SPECS, Counting, inputs, network, white
 from gradmark import catalog
-from gradmark.codec import MarkFile
+from gradmark.codec import MarkFile, canonical_json
 from gradmark.commands.job import EmbedJob
 from gradmark.embed import Marker
 from gradmark.embed.heads import answered
@@ -22,6 +22,7 @@ from gradmark.schemes.class_contrast import ClassContrast
 from gradmark.schemes.feature_contrast import FeatureContrast
 from gradmark.schemes.filter_gradient import FilterGradient
 from gradmark.schemes.probe_gradient import ProbeGradient
+from gradmark.schemes.trigger import Trigger
 from gradmark.schemes.weights import Weights
 from gradmark.stats import fisher, run_test
 from gradmark.verify import verify
@@ -38,23 +39,54 @@ def fixed(**changes: Any) -> Any:
 # --- the mark ---------------------------------------------------------------------------------------------
 
 
-def test_a_parts_mark_is_its_own() -> None:
-    """Bits don't depend on the other parts or on their order: one part can be read without the others."""
+def test_in_an_older_mark_a_parts_bits_are_its_own() -> None:
     alone = [part.mark(KEY, SPEC).bits for part in BOTH.parts]
     assert not torch.equal(alone[0], alone[1][:13])
     for order in itertools.permutations((0, 1)):
-        mark = Ensemble(tuple(BOTH.parts[i] for i in order)).mark(KEY, SPEC)
+        mark = Ensemble(tuple(BOTH.parts[i] for i in order), joint=False).mark(KEY, SPEC)
         assert mark.sizes == tuple(len(alone[i]) for i in order)
         assert torch.equal(mark.bits, torch.cat([alone[i] for i in order]))
-    third = Ensemble((FILTER, ProbeGradient(), CLASS)).mark(KEY, SPEC)
+    third = Ensemble((FILTER, ProbeGradient(), CLASS), joint=False).mark(KEY, SPEC)
     assert torch.equal(third.parts[2].bits, alone[1])
     assert torch.equal(mark.order(9), mark.parts[0].order(9))
+
+
+def test_every_bit_hangs_on_the_whole_mark() -> None:
+    """A part's other secrets are its own, so that it can be read; its bits change with any part's."""
+    marks: list[Any] = [
+        Ensemble(parts).mark(KEY, SPEC)
+        for parts in (
+            (FILTER, CLASS, Trigger()),
+            (FILTER, CLASS, Trigger(bits=65)),
+            (FILTER, CLASS.calibrated(KEY, SPEC, white(network("grey")), POOL), Trigger()),
+            (CLASS, FILTER, Trigger()),
+        )
+    ]
+    same = Ensemble((FILTER, CLASS, Trigger())).mark(KEY, SPEC)
+    assert torch.equal(marks[0].bits, same.bits)
+    first = [{type(p): p.bits for p in m.parts} for m in marks]
+    for other in first[1:]:
+        for kind, bits in first[0].items():
+            agreed = float((other[kind][: len(bits)] == bits).float().mean())
+            assert agreed < 0.95, "only its own part's parameters count"
+    assert torch.equal(marks[0].parts[1].contrasts, CLASS.mark(KEY, SPEC).contrasts)
+    assert torch.equal(marks[0].parts[2].inputs, Trigger().mark(KEY, SPEC).inputs)
+    labels, pairs = marks[0].parts[2].labels, marks[0].parts[2].pairs
+    assert torch.equal(labels == pairs[:, 0], marks[0].parts[2].bits > 0), "triggers teach the joint bits"
+
+
+def test_joint_bits_are_drawn_as_the_format_says() -> None:
+    scheme = Ensemble((FILTER, CLASS))
+    whole = {"scheme": "ensemble", "parameters": scheme.parameters(), "spec": SPEC.to_json()}
+    signs = torch.from_numpy(KEY.uniform_bits("joint bits", 34, context=canonical_json(whole)))
+    alone = torch.cat([part.mark(KEY, SPEC).bits for part in scheme.parts])
+    assert torch.equal(scheme.mark(KEY, SPEC).bits, alone * signs)
 
 
 def test_parameters_survive_the_mark_file() -> None:
     fitted = BOTH.calibrated(KEY, SPEC, white(network("grey")), POOL)
     assert [bool(part.reference) for part in fitted.parts] == [True, True]
-    for scheme in (BOTH, fitted, Ensemble((CLASS, FILTER)), Ensemble((CLASS,))):
+    for scheme in (BOTH, fitted, replace(BOTH, joint=False), Ensemble((CLASS, FILTER)), Ensemble((CLASS,))):
         file = MarkFile.create(KEY, scheme.name, scheme.parameters(), SPEC, "signed-rank", 50)
         again = MarkFile.from_bytes(file.to_bytes())
         assert catalog.scheme(again.scheme, again.scheme_parameters) == scheme
@@ -103,6 +135,8 @@ ROW = {"scheme": "class-contrast", "parameters": {}}
         {"parts": {"scheme": "class-contrast", "parameters": {}}},
         {"parts": 3},
         {"parts": [ROW], "bits": 3},
+        {"parts": [ROW], "joint": 1},
+        {"parts": [ROW], "joint": "yes"},
     ],
 )
 def test_parts_that_make_no_sense_are_refused(given: dict[str, Any]) -> None:
@@ -302,10 +336,10 @@ def test_a_part_that_pushes_harder_has_more_of_the_penalty() -> None:
 
 def test_probing_some_parts_is_probing_them_alone() -> None:
     """Same numbers of bits, same values, whatever the others are."""
-    model, single = network("grey"), Ensemble((CLASS,))
+    model, single, both = network("grey"), Ensemble((CLASS,), joint=False), replace(BOTH, joint=False)
     alone = single.probe(single.mark(KEY, SPEC), model, POOL, torch.Generator(), "central-difference")
-    mark = BOTH.mark(KEY, SPEC)
-    some = BOTH.probe(mark, model, POOL, torch.Generator(), "central-difference", only=[1])
+    mark = both.mark(KEY, SPEC)
+    some = both.probe(mark, model, POOL, torch.Generator(), "central-difference", only=[1])
     assert torch.equal(some[0], alone[0])
     assert torch.equal(some[1], alone[1] + 13)
 

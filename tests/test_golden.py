@@ -141,6 +141,14 @@ def test_the_golden_references_are_opened_by_their_key_alone() -> None:
         scheme.mark(wrong, mark.spec)
 
 
+def test_the_golden_network_reads_with_other_data_than_it_was_calibrated_with() -> None:
+    """Its channels can't be told at other inputs, and have kept their places."""
+    x, labels = load_data("digits").test.all()
+    for rows in (slice(0, 300), slice(300, None)):
+        v = verify(MARKS["paths"], KEY, suspect("paths"), (x[rows], labels[rows]), access="white")
+        assert v.log10_p < -15
+
+
 # --- claims -----------------------------------------------------------------------------------------------
 
 

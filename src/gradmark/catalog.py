@@ -188,8 +188,11 @@ def _sane(kind: type[Any], given: dict[str, Any]) -> dict[str, Any]:
 def _ensemble(name: str, given: dict[str, Any]) -> Ensemble:
     """``parts`` as in a mark file; without them the names' defaults, where ``ensemble`` stands for the
     flagship's parts. Other parameters are the first part's, or, as ``PART.OPTION``, that part's."""
-    rows = given.pop("parts", None)
-    if rows is None:
+    rows, joint = given.pop("parts", None), True
+    if rows is not None:  # as a mark file has it
+        joint = given.pop("joint", False)
+        given |= {} if isinstance(joint, bool) else {"joint": joint}
+    else:
         said = [n.strip() for n in name.split(",")]
         names = [part for n in said for part in (FLAGSHIP_PARTS if n == Ensemble.name else (n,))]
         own: dict[str, dict[str, Any]] = {_known(n, SCHEMES, "scheme"): {} for n in names}
@@ -201,11 +204,11 @@ def _ensemble(name: str, given: dict[str, Any]) -> Ensemble:
     if given or not isinstance(rows, list | tuple) or not all(_is_part(row) for row in rows):
         raise MarkFileError(
             "The parts of the ensemble make no sense",
-            expected="a list of {scheme, parameters}",
+            expected="a list of {scheme, parameters}, and whether their bits are joint",
             found=str(rows)[:80],
             fix="Take the mark file that embed wrote",
         )
-    return Ensemble(tuple(scheme(row["scheme"], row["parameters"]) for row in rows))
+    return Ensemble(tuple(scheme(row["scheme"], row["parameters"]) for row in rows), joint)
 
 
 def _is_part(row: object) -> bool:

@@ -1,7 +1,9 @@
 """Several schemes under one key: an attack that takes one mark leaves the others.
 
 Every part has bits of its own, so the parts' exact p-values are independent where the mark is
-absent, and Fisher's combination of them is exact again (:func:`gradmark.stats.run_tests`).
+absent, and Fisher's combination of them is exact again (:func:`gradmark.stats.run_tests`). All bits hang on
+the whole of the mark: who searches for a key or for parameters that fit somebody's model draws all of them
+with every try, and can't put together parts that he found one by one.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from gradmark.codec import canonical_json
 from gradmark.embed.discreet import Discreet
 from gradmark.embed.heads import in_weights
 from gradmark.embed.soft_labels import Tilting
@@ -60,9 +63,11 @@ class EnsembleMark:
 @dataclass(frozen=True)
 class Ensemble:
     """``parts``: schemes of different names. Each reads on its own; an API's query budget is shared
-    out equally, and what a part leaves goes to those before it."""
+    out equally, and what a part leaves goes to those before it. ``joint``: whether bits hang on the whole
+    mark; those of marks made before there was a choice hang on their part alone."""
 
     parts: tuple[Scheme, ...]
+    joint: bool = True
 
     name: ClassVar[str] = "ensemble"
     reads: ClassVar[str] = "gradients"
@@ -86,7 +91,8 @@ class Ensemble:
         return "black" if self._readable("black") else "white"
 
     def parameters(self) -> dict[str, Any]:
-        return {"parts": [{"scheme": p.name, "parameters": p.parameters()} for p in self.parts]}
+        parts = [{"scheme": p.name, "parameters": p.parameters()} for p in self.parts]
+        return {"parts": parts, "joint": True} if self.joint else {"parts": parts}
 
     def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> Ensemble:
         """Every part that wants it with ``unmarked``'s readings taken away from its own."""
@@ -101,8 +107,17 @@ class Ensemble:
         return replace(self, parts=tuple(p for p in self.parts if getattr(p, "fits", _always)(spec)))
 
     def mark(self, key: OwnerKey, spec: ModelSpec) -> EnsembleMark:
+        """The parts' secrets; ``joint`` bits are the parts' own times signs that the whole mark draws."""
         shares = tuple(self.shares.get(part.name, 1.0) for part in self.parts)
-        return EnsembleMark(spec, tuple(part.mark(key, spec) for part in self.parts), shares)
+        alone = EnsembleMark(spec, tuple(part.mark(key, spec) for part in self.parts), shares)
+        if not self.joint:
+            return alone
+        whole = {"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()}
+        signs = torch.from_numpy(
+            key.uniform_bits("joint bits", sum(alone.sizes), context=canonical_json(whole))
+        ).split(alone.sizes)
+        parts = [replace(p, bits=p.bits * s.to(p.bits)) for p, s in zip(alone.parts, signs, strict=True)]
+        return replace(alone, parts=tuple(parts))
 
     def probe(
         self,

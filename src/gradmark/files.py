@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import secrets
+import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -23,6 +24,23 @@ _NO_LINK = {errno.EPERM, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EM
 def sha256(data: bytes) -> str:
     """``sha256:`` + the hex digest of ``data``: how gradmark names bytes everywhere."""
     return "sha256:" + hashlib.sha256(data).hexdigest()
+
+
+def private_folder() -> Path:
+    """Where what an interrupted run is to go on with is kept: this user's own, and nobody else's.
+
+    ``XDG_STATE_HOME`` or ``~/.local/state``, ``/gradmark``; where that can't be written, or isn't ours, a new
+    temporary folder, which no other run will find.
+    """
+    folder = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "gradmark"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        about = folder.lstat()
+        if (not hasattr(os, "getuid") or about.st_uid == os.getuid()) and not about.st_mode & 0o022:
+            return folder
+    except (OSError, RuntimeError):  # the latter where there is no home
+        pass
+    return Path(tempfile.mkdtemp(prefix="gradmark-"))
 
 
 def canonical_json(obj: Any) -> bytes:

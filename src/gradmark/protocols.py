@@ -68,9 +68,8 @@ class Reading:
 
     ``values`` (n,): the signed readings, in logits. ``bits`` (n,): the key's bits as +1 or -1.
     ``values * bits > 0`` where the mark is present. ``queries`` counts single inputs sent (0 where
-    weights were at hand). ``history`` holds (queries, values (n,)) after growing query numbers,
-    for the plot of p against queries; the verdict uses ``values`` alone. ``parts``: how many of the
-    readings belong to each scheme of an ensemble, which are tested apart and combined; empty for one.
+    weights were at hand). ``history``: (queries, values (n,)) after growing query numbers, for a plot; the
+    verdict uses ``values``. ``parts``: how many of them belong to each scheme of an ensemble; empty for one.
     """
 
     values: Tensor
@@ -87,7 +86,7 @@ class Verdict:
     """The judge's answer; ``to_json`` is the public interface of ``gradmark verify --json``.
 
     ``log10_e``, ``evidence``: of a step-by-step reading, log10 of the e-value, and by (queries, log10 e).
-    ``queries_allowed``: the budget, by which the parts' shares go; what was sent may be less.
+    ``queries_allowed``: the budget, by which the parts' shares go. ``reused``: answers from an earlier run.
     """
 
     outcome: Outcome
@@ -108,6 +107,7 @@ class Verdict:
     seconds: float
     version: str
     queries_allowed: int = 0
+    reused: int = 0
     modified: bool | None = None
     reason: str = ""
     log10_e: float | None = None
@@ -261,10 +261,10 @@ class Thief:
 
     ``x`` (n, *shape), ``labels`` (n,): inputs of the owner's distribution with the task's targets.
     ``surrogate`` (m, *shape): unlabelled inputs of another distribution. ``sibling``: an unmarked
-    network of the same architecture. ``fresh``, ``other``: untrained networks of the same and of another
-    architecture. ``marker``: from a seed, his own marker of the owner's scheme.
-    ``lr``, ``optimizer``, ``batch_size``, ``augment`` (inputs and a generator to inputs), ``autocast``: how
-    he trains. ``directions``: what the mark file says of the owner's: ``step``, ``kernel_size``, ``view``.
+    network of the same architecture. ``fresh``, ``other``: untrained ones of the same and of another.
+    ``marker``: from a seed, his own marker of the owner's scheme. ``lr``, ``optimizer``, ``batch_size``,
+    ``augment`` (inputs and a generator to inputs), ``autocast``: how he trains. ``directions``: what the mark
+    file says of the owner's: ``step``, ``kernel_size``, ``view``.
     """
 
     spec: ModelSpec

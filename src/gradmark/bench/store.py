@@ -171,7 +171,9 @@ def _identity(wanted: Wanted) -> dict[str, Any]:
     if wanted.entry is not None:
         scheme = wanted.entry.scheme(wanted.task)
         marker = dict(wanted.entry.marking(wanted.task).marker)
-        found |= {"scheme": scheme.name, "parameters": scheme.parameters(), "marker": marker}
+        # Whether bits are joint, as in older marks they aren't, is in the mark file that is kept.
+        parameters = {name: value for name, value in scheme.parameters().items() if name != "joint"}
+        found |= {"scheme": scheme.name, "parameters": parameters, "marker": marker}
     plain: dict[str, Any] = json.loads(json.dumps(found))
     return plain
 

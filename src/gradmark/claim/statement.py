@@ -14,6 +14,7 @@ from typing import Any
 
 from gradmark import catalog
 from gradmark._version import __version__
+from gradmark.claim.search import combined, searchable
 from gradmark.codec import MarkFile
 from gradmark.errors import ClaimError, MarkFileError, UsageError
 from gradmark.files import canonical_json, parse_object
@@ -104,7 +105,7 @@ class Claim:
                 "No claim can rest on that",
                 expected=f"alpha of at most {ALPHA:g}, and a mark that can reach it",
                 found=f"alpha={alpha:g}, and a mark whose p is never below 10^{least:.1f}",
-                fix="embed a mark of more bits, or several under one key (the default scheme)",
+                fix="embed a mark of more bits, or several under one key (the default scheme, as it is now)",
             )
         when = (made or datetime.now(UTC)).astimezone(UTC).strftime(_TIME)
         return cls(key.owner, key.key_id, mark, Rule(float(alpha), queries, pool), model, when)
@@ -160,10 +161,10 @@ class Claim:
 
 
 def least_alpha(key: OwnerKey, mark: MarkFile) -> float:
-    """log10 of the least p that ``mark`` can give: that of a perfect match in all of its bits."""
+    """log10 of the least p that ``mark`` can give a judge: that of a perfect match in all of its bits."""
     secret = catalog.scheme(mark.scheme, mark.scheme_parameters).mark(key, mark.spec)
-    sizes = getattr(secret, "sizes", (len(secret.bits),))
-    return fisher([-n * math.log10(2) for n in sizes])
+    least = [-n * math.log10(2) for n in getattr(secret, "sizes", (len(secret.bits),))]
+    return combined(least) if searchable(mark) else fisher(least)
 
 
 def _mark(body: object) -> MarkFile:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import tempfile
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,9 +13,11 @@ from rich.table import Table
 
 from gradmark._version import __version__
 from gradmark.claim import Checked, ClaimFile, Opening, check_claim, pool_digest
+from gradmark.claim.search import combined, searchable
 from gradmark.claim.timestamp import load_certificates
+from gradmark.codec import MarkFile
 from gradmark.commands.claim import checked
-from gradmark.commands.summary import sentence
+from gradmark.commands.summary import from_journal, sentence
 from gradmark.commands.verify import Endpoint, VerifyJob, parts_of, run_verify
 from gradmark.data import load_data
 from gradmark.errors import MismatchError, UsageError
@@ -23,6 +25,7 @@ from gradmark.protocols import Outcome, Verdict
 from gradmark.report import write_report
 from gradmark.report.claim import ruling_report
 from gradmark.report.model import Report
+from gradmark.stats import apart, run_test
 from gradmark.suspects import public_name
 from gradmark.verify import DEFAULT_ALPHA
 
@@ -110,7 +113,7 @@ def _ruling(job: JudgeJob, file: ClaimFile, found: Checked, console: Console) ->
         if guilty:
             reason = f"The same test accuses {', '.join(guilty)}, which can't carry the mark."
             return Judged("refused", reason, found, pool, None, innocents)
-        verdict = _verdict(job, job.suspect, mark, file, console)
+        verdict = _as_searched(_verdict(job, job.suspect, mark, file, console), file.claim.mark)
     return Judged(verdict.outcome, verdict.reason, found, pool, verdict, innocents)
 
 
@@ -151,10 +154,27 @@ def _verdict(job: JudgeJob, suspect: str, mark: Path, file: ClaimFile, console: 
     return run_verify(
         VerifyJob(
             suspect, job.data, job.opening.key, mark, model=job.model, queries=rule.queries, alpha=rule.alpha,
-            endpoint=endpoint, journals=job.claim.parent,
+            endpoint=endpoint,
         ),
         console,
     )  # fmt: skip
+
+
+def _as_searched(found: Verdict, mark: MarkFile) -> Verdict:
+    """``found``, with the p of a mark whose parts may have been searched for one by one."""
+    reading = found.reading
+    if reading is None or not searchable(mark):
+        return found
+    signed = (reading.values * reading.bits).numpy()
+    parts = [run_test(mark.test, part) for part in apart(signed, reading.parts)]
+    log10_p, level = combined([p.log10_p for p in parts if p.n]), math.log10(found.alpha)
+    least = combined([-p.n * math.log10(2) for p in parts if p.n])
+    reason = (
+        f"log10 p is {log10_p:.1f}, with what a search for each part by itself could find; "
+        f"the threshold is {level:.1f}"
+    )
+    outcome: Outcome = "owned" if log10_p <= level else "inconclusive" if least > level else "no-evidence"
+    return replace(found, log10_p=log10_p, outcome=outcome, reason=reason)
 
 
 WORDS: dict[Ruling, str] = {
@@ -174,6 +194,8 @@ def judged(found: Judged, suspect: str, report: Path | None) -> list[Table | str
         lines.append(f"{name}, which can't carry the mark: log10 p = {log10_p:.1f}.")
     lines.append(f"{WORDS[found.outcome]}: that {suspect} carries the mark of {owner}.")
     lines.append(sentence(found.verdict) + "." if found.verdict is not None else found.reason)
+    if found.verdict is not None and found.verdict.reused:
+        lines.append(from_journal(found.verdict))
     if found.pool == "own":
         lines.append("The inputs were the judge's own choice, not the claim's.")
     if found.claim.attested is None:

@@ -42,6 +42,11 @@ def whose(verdict: Verdict) -> str:
     )
 
 
+def from_journal(verdict: Verdict) -> str:
+    """Where answers come from that weren't asked for now."""
+    return f"{verdict.reused} of the answers were kept from an earlier run, and not asked for again."
+
+
 def verified(verdict: Verdict, suspect: str, report: Path | None, seal: Path | None = None) -> list[str]:
     """For ``gradmark verify``."""
     lines = [f"{suspect}: {sentence(verdict)}."]
@@ -51,6 +56,8 @@ def verified(verdict: Verdict, suspect: str, report: Path | None, seal: Path | N
         lines.append(verdict.reason + ".")
     else:
         lines.append(by_chance(verdict.log10_p, "such arrays" if verdict.scheme == "linear" else "keys"))
+    if verdict.reused:
+        lines.append(from_journal(verdict))
     if verdict.scheme == "linear":
         lines.append("This p-value is valid only if the arrays were fixed before the suspect existed.")
     if report is not None:

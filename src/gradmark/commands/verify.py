@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
-import os
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from gradmark.commands.progress import Bar, Watched
 from gradmark.data import Data, load_data
 from gradmark.ensemble import Ensemble
 from gradmark.errors import DataError, EndpointError, MismatchError, UsageError
+from gradmark.files import private_folder
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Access, Batch, BlackBox, Verdict, WhiteBox
 from gradmark.report import verdict_report, write_report
@@ -65,8 +65,6 @@ class VerifyJob:
     seal: Path | None = None
     task: str | None = None
     """Says data, network and scores; ``data`` is empty then."""
-    journals: Path | None = None
-    """The folder of a journal that nobody named; by default the mark's."""
 
     def __post_init__(self) -> None:
         if self.access not in (None, "white", "black"):
@@ -112,6 +110,7 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
             if seal is not None and sealed is not None and sealed.access == "black":
                 job = replace(job, queries=job.queries - seal.queries)
             verdict = _judge(job, mark, linear, suspect, data, pool, bar)
+            verdict = replace(verdict, reused=getattr(opened, "reused", 0))
             if seal is not None and sealed is not None:
                 sent, kept = (sealed.queries, seal.queries) if sealed.access == "black" else (0, 0)
                 verdict = replace(verdict, modified=sealed.modified, queries=verdict.queries + sent,
@@ -223,7 +222,10 @@ def _open(job: VerifyJob, journal: Path | None) -> BlackBox:
 
 
 def _journal(job: VerifyJob, mark_digest: str) -> tuple[Path | None, bool]:
-    """The journal of this question and whether it is ours to remove: beside the mark if need be."""
+    """The journal of this question and whether it is ours to remove.
+
+    One that nobody named lies where nobody else can have put it: who could would choose the answers.
+    """
     if not _is_endpoint(job.suspect):
         if job.endpoint.journal is not None:
             raise UsageError("Only an endpoint's answers are kept in a journal", fix="leave --journal out")
@@ -231,10 +233,7 @@ def _journal(job: VerifyJob, mark_digest: str) -> tuple[Path | None, bool]:
     if job.endpoint.journal is not None:
         return job.endpoint.journal, False
     name = hashlib.sha256(f"{job.suspect}\0{mark_digest}\0{job.data or job.task}".encode()).hexdigest()[:12]
-    beside = job.mark or job.linear_mark or Path()
-    folder = beside.parent if job.journals is None else job.journals
-    folder = folder if os.access(folder, os.W_OK) else Path()
-    return folder / f"verify-{name}.journal", True
+    return private_folder() / f"verify-{name}.journal", True
 
 
 def _holds_answers(journal: Path) -> bool:

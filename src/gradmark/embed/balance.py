@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -34,8 +35,11 @@ class Balance:
     def update(self, task: float, penalty: float, ratio: float, reached: bool | None) -> None:
         """Take in two gradient norms; ``ratio``: of the second to the first while the push is whole.
 
-        ``reached``: whether the evidence passes the target; None on the first call.
+        ``reached``: whether the evidence passes the target; None on the first call. A norm that isn't finite,
+        as where a loss in half precision overflows and its step is skipped, changes nothing.
         """
+        if not (math.isfinite(task) and math.isfinite(penalty)):
+            return
         smooth = 0.0 if reached is None else _SMOOTH
         self.task_norm = smooth * self.task_norm + (1 - smooth) * task
         self.penalty_norm = smooth * self.penalty_norm + (1 - smooth) * penalty
@@ -48,13 +52,18 @@ class Balance:
         self.weight = min(ratio * self.push * follows, _HEAVIEST)
 
 
-def check_strength(target_log10_p: float, budget: float, margin: float, carriers: int, every: int) -> None:
+def check_strength(
+    target_log10_p: float, budget: float, margin: float, carriers: int, every: int,
+    strength: float | None, weight: float | None,
+) -> None:  # fmt: skip
     """UsageError where a Marker's arguments of these names make no sense."""
-    if target_log10_p >= 0 or budget <= 0 or margin <= 0 or carriers < 1 or every < 1:
+    sizes = [budget, margin, *(v for v in (strength, weight) if v is not None)]
+    if not target_log10_p < 0 or not all(0 < v < math.inf for v in sizes) or carriers < 1 or every < 1:
         raise UsageError(
             "The strength of a mark makes no sense",
-            expected="target_log10_p < 0; budget, margin > 0; carriers, every >= 1",
-            found=f"{target_log10_p=}, {budget=}, {margin=}, {carriers=}, {every=}",
+            expected="target_log10_p < 0; budget, margin, strength, weight > 0 and finite; "
+            "carriers, every >= 1",
+            found=f"{target_log10_p=}, {budget=}, {margin=}, {carriers=}, {every=}, {strength=}, {weight=}",
         )
 
 

@@ -8,6 +8,7 @@ such a layer instead of the model's own.
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -59,6 +60,20 @@ def replaceable(model: nn.Module, batch: Batch) -> nn.Linear | None:
     return head if isinstance(head, nn.Linear) else None
 
 
+def drawn(inputs: int, outputs: int, bias: bool, seed: int) -> nn.Linear:
+    """A linear layer on the CPU as ``nn.Linear`` draws one, that leaves all global generators alone.
+
+    Seeding the global one would seed those of all accelerators.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    bound = 1 / math.sqrt(max(1, inputs))
+    nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
+    if layer.bias is not None:
+        nn.init.uniform_(layer.bias, -bound, bound, generator=generator)
+    return layer
+
+
 class NewHead:
     """The layer, beside the model's own, from its drawing through a little training to the next drawing."""
 
@@ -98,9 +113,7 @@ class NewHead:
     def _current(self, head: nn.Linear, device: torch.device) -> tuple[nn.Linear, torch.optim.SGD]:
         if self._made is not None and self.age % _LIFE:
             return self._made
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed + self.age // _LIFE)
-            layer = nn.Linear(head.in_features, head.out_features).to(device)
+        layer = drawn(head.in_features, head.out_features, True, self.seed + self.age // _LIFE).to(device)
         optimizer = torch.optim.SGD(layer.parameters(), 1.0, momentum=0.9)
         if self._state is not None and self.age % _LIFE:
             layer.load_state_dict(self._state["layer"])

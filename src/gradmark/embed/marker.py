@@ -92,7 +92,7 @@ class Marker:
         check_method_name(method)
         margin = float(getattr(scheme, "margin", 0.3)) if margin is None else margin
         aim = getattr(scheme, "target_log10_p", -15.0) if target_log10_p is None else target_log10_p
-        check_strength(aim, budget, margin, carriers, every)
+        check_strength(aim, budget, margin, carriers, every, strength, weight)
         check_soften(soften, spec)
         self.scheme, self.spec, self.test, self.soften = scheme, spec, test, soften
         self.mark = scheme.mark(key, spec)

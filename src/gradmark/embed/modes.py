@@ -15,6 +15,11 @@ from gradmark.scores import wide
 from gradmark.suspects.checks import unwrap
 
 
+def copied(buffer: Tensor | None) -> Tensor | None:
+    """Of a norm that may have none."""
+    return None if buffer is None else buffer.detach().clone()
+
+
 @contextmanager
 def penalty_mode(model: nn.Module, method: str = "central-difference") -> Iterator[None]:
     """Evaluation mode (no dropout), but batch norms that are training keep their batch statistics.
@@ -27,19 +32,21 @@ def penalty_mode(model: nn.Module, method: str = "central-difference") -> Iterat
     """
     modes = [(module, module.training) for module in model.modules() if module.training]
     norms = [m for m, _ in modes if isinstance(m, _NormBase) and m.track_running_stats]
-    tracked = [(m, m.momentum, m.num_batches_tracked) for m in norms]
+    tracked = [(m, m.momentum, m.num_batches_tracked, m.running_mean, m.running_var) for m in norms]
     for module, _ in modes:
         module.training = isinstance(module, _NormBase)
     for norm in norms:
         norm.momentum = 0.0
-        norm.num_batches_tracked = None
+        # Stand-ins: SyncBatchNorm insists on a count, and nothing times infinity would stay behind as NaN.
+        for name in ("num_batches_tracked", "running_mean", "running_var"):
+            setattr(norm, name, copied(getattr(norm, name)))
     try:
         with plain_kernels(model, exact=method == "exact"):
             yield
     finally:
-        for norm, momentum, count in tracked:
+        for norm, momentum, count, mean, var in tracked:
             norm.momentum = momentum
-            norm.num_batches_tracked = count
+            norm.num_batches_tracked, norm.running_mean, norm.running_var = count, mean, var
         for module, training in modes:
             module.training = training
 

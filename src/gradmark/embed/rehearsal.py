@@ -44,6 +44,8 @@ class Retrained:
             for p, q in zip(model.parameters(), self.model.parameters(), strict=True)
             if p.requires_grad and id(q) not in own
         ]
+        if not pairs:  # a model that is its last layer, of which the thief kept nothing
+            return torch.zeros_like(loss)
         whole = needs_whole_backward(self.model, loss)
         gradients = weight_gradients(loss, [q for _, q in pairs], whole=whole)
         found: Tensor = Given.apply(loss.detach(), *(p for p, _ in pairs), *gradients)  # type: ignore[no-untyped-call]
@@ -77,9 +79,9 @@ class Rehearsal:
         if self.age % _LIFE == 0 and not ready:
             return None
         with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
-            torch.manual_seed(self.seed + self.age)
+            _seed(self.seed + self.age, x.device)
             thief = self._current(model, batch)
-            torch.manual_seed(self.seed + self.age)  # again: a new layer is drawn, and when a run resumes
+            _seed(self.seed + self.age, x.device)  # again: a new layer is drawn, and when a run resumes
             for group in thief.optimizer.param_groups:
                 group["lr"] = self.rate * 0.5 * (1 + math.cos(math.pi * (self.age % _LIFE) / _LIFE))
             thief.optimizer.zero_grad()
@@ -126,6 +128,14 @@ class Rehearsal:
             optimizer.load_state_dict(self._state["optimizer"])
         self._thief, self._state = Retrained(made, head, optimizer), None
         return self._thief
+
+
+def _seed(seed: int, device: torch.device) -> None:
+    """The CPU's generator and the device's own: ``torch.manual_seed`` would seed those of all devices."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 def _unable(found: str) -> UsageError:

@@ -29,11 +29,15 @@ def load_marker(marker: Marker, folder: Path) -> None:
     path = folder / NAME
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        same = state["readings"].shape == marker.state_dict()["readings"].shape
+        own = marker.state_dict()
+        same = state["readings"].shape == own["readings"].shape
+        same &= all((state[name] is None) == (own[name] is None) for name in ("head", "rehearsal"))
     except Exception as cause:  # torch raises many kinds on damaged files
         raise ResumeError(
             "The marker's state can't be read", expected=NAME, found=brief(cause), fix="start afresh"
         ) from cause
     if not same:
-        raise ResumeError("The marker's state is of another mark", found=str(path))
+        raise ResumeError(
+            "The marker's state is of another mark, or of a marker with other settings", found=str(path)
+        )
     marker.load_state_dict(state)

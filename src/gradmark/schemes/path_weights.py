@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gradmark.channel_names import Profile, aligned, pack, profiles, unpack
+from gradmark.channel_names import Profile, aligned, pack, profiles, recognised, unpack
 from gradmark.codec import canonical_json
 from gradmark.errors import MismatchError, ModelError, UsageError
 from gradmark.keys import OwnerKey
@@ -142,6 +142,8 @@ class PathWeights:
     ) -> Reading:  # fmt: skip
         """Read the suspect's weights, and in ``carriers`` inputs of ``pool`` how its units follow them.
 
+        Channels that were renamed are found again with the data that the mark was calibrated with alone.
+
         Raises MismatchError without a module to read, or where the layers are absent or reshaped.
         """
         module: nn.Module | None = getattr(suspect, "module", None)
@@ -159,8 +161,9 @@ class PathWeights:
             on = slopes(module, chains, x, suspect.name)
             if mark.profiles:
                 seen = profiles(mark.key, module, chains, pool[0], mark.context)
-                ends = zip(mark.profiles[::2], seen[::2], mark.profiles[1::2], seen[1::2], strict=True)
-                layers = [aligned(chain, *end) for chain, end in zip(layers, ends, strict=True)]
+                if recognised(mark.profiles, seen):  # else channels are taken to have kept their places
+                    ends = zip(mark.profiles[::2], seen[::2], mark.profiles[1::2], seen[1::2], strict=True)
+                    layers = [aligned(chain, *end) for chain, end in zip(layers, ends, strict=True)]
         values = _products(mark, layers, on, self.most)
         if not bool(torch.isfinite(values).all()):
             raise ModelError(f"The weights of {suspect.name} aren't finite", expected="finite numbers")
