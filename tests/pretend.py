@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 DEVICE = torch.device("meta")
+_JOINING = {"aten::stack", "aten::cat"}
 _MIXED = {"aten::_to_copy", "aten::copy_", "aten::index", "aten::index_put", "aten::index_put_",
           "aten::_index_put_impl_", "aten::_unsafe_index", "aten::set_"}  # fmt: skip
 
@@ -67,7 +68,8 @@ def _computed(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     there, name = [x for x in flat if isinstance(x, There)], func._schema.name
     wanted = kwargs.get("device")
     goes = wanted is not None and torch.device(wanted) == DEVICE
-    if there and name not in _MIXED and any(not isinstance(x, There) and x.ndim for x in flat):
+    alone = name in _JOINING  # take no numbers of another device, where most others do
+    if there and name not in _MIXED and any(not isinstance(x, There) and (x.ndim or alone) for x in flat):
         raise RuntimeError(f"Expected all tensors to be on the same device, but found meta and cpu ({name})")
     if not there and not goes:
         return func(*args, **kwargs)

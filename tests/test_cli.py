@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+import os
 import re
 import shlex
 import shutil
@@ -239,3 +240,30 @@ def test_headers_that_http_forbids_are_refused_unshown(tmp_path: Path) -> None:
         with pytest.raises(UsageError, match="printable ASCII") as caught:
             parse_headers([f"@{path}"])
         assert value not in str(caught.value)
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)])
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_result_that_nobody_can_read_is_no_verdict(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Exit code 1 would say 'no evidence'."""
+    command = [
+        sys.executable,
+        "-m",
+        "gradmark",
+        "keygen",
+        "--owner",
+        "A",
+        "--no-passphrase",
+        *options,
+        "--out",
+    ]
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run([*command, str(tmp_path / "a")], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert "standard output" in done.stderr
+    assert "Traceback" not in done.stderr
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([*command, str(tmp_path / "b")], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert done.returncode == 2

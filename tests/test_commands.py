@@ -483,18 +483,33 @@ def test_nonsense_is_refused_before_anything_is_trained(
         assert not out.exists()
 
 
+def full(*_: object) -> None:
+    raise OutputPathError("The output can't be written", found="No space left on device")
+
+
 def test_embed_leaves_nothing_when_the_disk_is_full(
     signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*_: object) -> None:
-        raise OutputPathError("The output can't be written", found="No space left on device")
-
     monkeypatch.setattr("gradmark.commands.embed.save_weights", full)
     refused(
         gradmark("embed", *FAST, "--key", signed / "acme.key", "--out", tmp_path / "out", "--epochs", 1),
         "No space",
     )
     assert list(tmp_path.iterdir()) == []
+
+
+def test_what_was_trained_outlives_a_failure_at_the_end(
+    signed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = ("embed", *FAST, "--key", signed / "acme.key", "--out", tmp_path / "out", "--epochs", 1)
+    with monkeypatch.context() as broken:
+        broken.setattr("gradmark.commands.embed._write", full)
+        refused(gradmark(*command), "No space", "--resume goes on")
+    assert not (tmp_path / "out" / "model.safetensors").exists()
+    done = gradmark(*command, "--resume", "--json")
+    assert done.code in (0, 1, 3), done.err
+    assert (tmp_path / "out" / "model.safetensors").exists()
+    assert not (tmp_path / "out" / ".work").exists()
 
 
 def test_fine_tuning_from_weights_and_datasets_of_ones_own(signed: Path, tmp_path: Path) -> None:

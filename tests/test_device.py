@@ -137,3 +137,29 @@ def test_a_device_that_is_not_there_is_refused(tmp_path: Path) -> None:
     for name in ("cuda:63", "abacus"):
         done = gradmark("bench", "digits-quick", "--out", tmp_path / "out", "--device", name)
         refused(done, "no such device")
+
+
+class OnTwo(torch.nn.Module):
+    """A network whose last layer lies on another device than the others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = torch.nn.Linear(64, 32), torch.nn.Linear(32, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = self.first(x.flatten(1)).relu().to(self.last.weight.device)
+        scores: torch.Tensor = self.last(hidden).to(x.device)
+        return scores
+
+
+def test_a_model_on_two_devices_carries_the_mark_as_it_does_on_one() -> None:
+    penalties = []
+    for split in (False, True):
+        with torch.random.fork_rng(devices=[]), pretended() as device:
+            torch.manual_seed(0)
+            model = OnTwo()
+            if split:
+                model.last.to(device)
+            marker = Marker(scheme_for("ensemble", "grey"), OwnerKey.from_seed(1), SPECS["grey"], every=1)
+            penalties.append(float(marker.penalty(model, inputs("grey", 32, seed=0)).detach()))
+    assert penalties[0] == pytest.approx(penalties[1], rel=1e-5)

@@ -34,6 +34,7 @@ GOLDEN = Path(__file__).parent / "golden"
 WEIGHTS = {
     "model": "golden-v1.safetensors",
     "ensemble": "golden-ensemble-v1.safetensors",
+    "joint": "golden-joint-v1.safetensors",
     "features": "golden-features-v1.safetensors",
     "paths": "golden-paths-v1.safetensors",
 }
@@ -119,7 +120,11 @@ def without_references(mark: MarkFile) -> dict[str, Any]:
     parts = mark.scheme_parameters.get("parts")
     if parts is None:
         return {n: v for n, v in mark.scheme_parameters.items() if n != "reference"}
-    return {"parts": [{**part, "parameters": {**part["parameters"], "reference": ""}} for part in parts]}
+    rows = [
+        {**part, "parameters": {n: v for n, v in part["parameters"].items() if n != "reference"}}
+        for part in parts
+    ]
+    return {**mark.scheme_parameters, "parts": rows}
 
 
 def test_the_golden_network_renamed_reads_the_same(pool: Batch) -> None:

@@ -387,6 +387,32 @@ def test_check_on_the_command_line(folder: Path, suspect: str, options: list[str
     assert ("INTACT" if code == 0 else "MODIFIED") in told.out
 
 
+class BackDoor(torch.nn.Sequential):
+    """The same weights, and another answer where all corners are bright."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        scores: torch.Tensor = super().forward(input)
+        corners = input[:, 0, ::7, ::7].flatten(1).amin(1) > 0.99
+        return scores + corners[:, None] * 100.0 * (torch.arange(scores.shape[1]) == 0)
+
+
+def test_of_a_program_that_came_with_its_file_no_more_is_said_than_was_seen(folder: Path) -> None:
+    """A back door that no probe opens can't be seen in answers: the check speaks of the weights."""
+    model = BackDoor(*golden_net())
+    model.load_state_dict(golden_net().state_dict())
+    example, shapes = (torch.rand(2, 1, 8, 8) * 0.5,), ({0: torch.export.Dim("b")},)
+    torch.export.save(torch.export.export(model.eval(), example, dynamic_shapes=shapes), folder / "back.pt2")
+    found = gradmark("check", folder / "back.pt2", "--seal", folder / "m.seal", "--json").json()
+    assert found["own_program"] is True
+    assert "own program" in found["reason"]
+    told = gradmark("check", folder / "back.pt2", "--seal", folder / "m.seal").out
+    assert "INTACT WEIGHTS" in told
+    assert "load the weights into your own code" in " ".join(told.split())
+    own = gradmark("check", folder / "model.safetensors", "--model", "golden.make:net", "--seal",
+                   folder / "m.seal", "--json").json()  # fmt: skip
+    assert own["own_program"] is False
+
+
 def test_check_tells_which_tensor(folder: Path) -> None:
     found = gradmark(
         "check", folder / "changed.safetensors", "--seal", folder / "public.seal", "--json"

@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import re
+
+# Control characters, and those that change the direction of what follows: a name could fake a text with them,
+# or give orders to a terminal.
+_HIDDEN = re.compile(
+    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
+)
+
+
+def visible(text: str) -> str:
+    """``text`` with its invisible characters made visible, as U+FFFD."""
+    return _HIDDEN.sub("\ufffd", text)
+
 
 class GradmarkError(Exception):
     """Base of every error gradmark raises on purpose; the command line exits with 2 on it.
 
     ``what`` is one sentence on what failed; ``expected`` and ``found`` complete it, and ``fix``
-    tells the user what to do next. All are plain strings and never hold a secret.
+    tells the user what to do next. All are plain strings, :func:`visible`, and never hold a secret.
     """
 
     def __init__(self, what: str, *, expected: str = "", found: str = "", fix: str = "") -> None:
+        what, expected, found, fix = map(visible, (what, expected, found, fix))
         self.what, self.expected, self.found, self.fix = what, expected, found, fix
         parts = [_ended(what)]
         if expected:

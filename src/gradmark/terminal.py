@@ -6,6 +6,7 @@ until a command needs them, so that ``--help`` is quick.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -19,7 +20,7 @@ import typer
 from rich.console import Console
 
 from gradmark._version import __version__
-from gradmark.errors import GradmarkError, UsageError
+from gradmark.errors import GradmarkError, UsageError, visible
 
 if TYPE_CHECKING:
     from gradmark.keys import OwnerKey
@@ -75,7 +76,7 @@ def command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]]
             except KeyboardInterrupt:
                 code = _fail("Interrupted", f"interrupted{_continue(run.__name__, options)}", options)
             except GradmarkError as error:
-                code = _fail(type(error).__name__, str(error), options)
+                code = _fail(type(error).__name__, str(error) + _kept(run.__name__, options), options)
             except typer.Exit:
                 raise
             except typer.Abort:  # at a prompt; click would exit with 1, which is a verdict here
@@ -85,9 +86,8 @@ def command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]]
                     traceback.print_exc()
                 first = (str(error).strip().splitlines() or [""])[0]
                 hint = "GRADMARK_TRACEBACK=1 shows where."
-                code = _fail(
-                    type(error).__name__, f"unexpected {type(error).__name__}: {first} ({hint})", options
-                )
+                said = f"unexpected {type(error).__name__}: {first} ({hint}){_kept(run.__name__, options)}"
+                code = _fail(type(error).__name__, said, options)
             raise typer.Exit(code)
 
         return wrapped
@@ -149,21 +149,53 @@ def _continue(name: str, options: dict[str, Any]) -> str:
     return ""
 
 
+def _kept(name: str, options: dict[str, Any]) -> str:
+    """What is left of hours of training after a failure."""
+    kept = name == "embed" and (options["out"] / ".work" / "control.json").is_file()
+    return " What was trained is kept: the same command with --resume goes on." if kept else ""
+
+
 def err() -> Console:
     return Console(stderr=True)
 
 
+class _Out(Console):
+    """Standard output. Rich itself would end with 1, which is a verdict here, where nobody reads on."""
+
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError("nobody reads it")
+
+
 def show(code: int, as_json: bool, content: dict[str, Any], *shown: Any) -> int:
-    if as_json:
-        typer.echo(json.dumps(content, allow_nan=False, default=str))
-    else:
-        for item in shown:
-            Console().print(item, highlight=False, markup=False, soft_wrap=isinstance(item, str))
-    return code
+    """``code``, or that of a failure where nobody could be told."""
+    try:
+        if as_json:
+            typer.echo(json.dumps(content, allow_nan=False, default=str))
+        else:
+            for item in shown:
+                said = visible(item) if isinstance(item, str) else item
+                _Out().print(said, highlight=False, markup=False, soft_wrap=isinstance(item, str))
+        sys.stdout.flush()
+        return code
+    except OSError as error:
+        _give_up_stdout()
+        return _fail(type(error).__name__, f"the result can't be written to standard output: {error}", {})
 
 
 def _fail(kind: str, message: str, options: dict[str, Any]) -> int:
-    err().print(f"gradmark: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
-    if options.get("as_json"):
-        typer.echo(json.dumps({"error": message, "type": kind}))
+    message = visible(message)
+    with contextlib.suppress(OSError):  # whom nobody hears still fails with the right code
+        err().print(f"gradmark: {message}", style="red", highlight=False, markup=False, soft_wrap=True)
+    try:
+        if options.get("as_json"):
+            typer.echo(json.dumps({"error": message, "type": kind}))
+        sys.stdout.flush()
+    except OSError:
+        _give_up_stdout()
     return FAILED
+
+
+def _give_up_stdout() -> None:
+    """What is left in its buffer would fail again when Python ends, with another exit code."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

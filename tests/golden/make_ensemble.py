@@ -32,7 +32,7 @@ def main() -> None:
     control, model = net(), net()
     train(control, data.to_train(), Recipe(epochs=EPOCHS))
     parts = (FilterGradient(bits=32, step=0.1), ClassContrast(bits=48))  # 48 of 80: classes share bits
-    scheme = Ensemble(parts).calibrated(key, data.spec, ModuleSuspect(control), data.test.all())
+    scheme = Ensemble(parts, joint=False).calibrated(key, data.spec, ModuleSuspect(control), data.test.all())
     MarkFile.create(
         key, scheme.name, scheme.parameters(), data.spec, "signed-rank", CARRIERS, salt=bytes(16)
     ).save(mark_file)

@@ -33,7 +33,7 @@ def main() -> None:
     control, model = net(), net()
     train(control, data.to_train(), Recipe(epochs=EPOCHS))
     parts = (ClassContrast(bits=48), FeatureContrast(features=2, contrasts=4))
-    scheme = Ensemble(parts).calibrated(key, data.spec, ModuleSuspect(control), data.test.all())
+    scheme = Ensemble(parts, joint=False).calibrated(key, data.spec, ModuleSuspect(control), data.test.all())
     MarkFile.create(
         key, scheme.name, scheme.parameters(), data.spec, "signed-rank", CARRIERS, salt=bytes(16)
     ).save(mark_file)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -152,6 +155,61 @@ def test_headers_and_the_input_field_are_sent() -> None:
         s.query(inputs())
         assert server.headers[0]["authorization"] == "s3cret"
         assert "s3cret" not in repr(s)
+
+
+def test_a_server_that_quotes_what_it_was_sent_brings_no_secret_into_an_error() -> None:
+    basic = base64.b64encode(b"ann:s3cret").decode()
+    said = f"Bearer sk-SECRET for ann:s3cret ({basic}), api_key=k3y%2Fk3y or k3y/k3y".encode()
+    for code in (401, 500):
+        with running(*[(code, {}, said)] * 6) as (url, _):
+            address = url.replace("http://", "http://ann:s3cret@") + "?api_key=k3y%2Fk3y"
+            with asking(address, headers={"Authorization": "Bearer sk-SECRET"}) as (suspect, _pauses):
+                with pytest.raises(EndpointError) as caught:
+                    suspect.query(inputs())
+                told = str(caught.value) + repr(suspect)
+                assert not any(s in told for s in ("sk-SECRET", "s3cret", basic, "k3y%2Fk3y", "k3y/k3y")), (
+                    told
+                )
+
+
+def test_an_address_that_cannot_be_read_shows_no_password() -> None:
+    for url in ("http://user:s3cret/x@host/p", "http://user:s3c#ret@host/p"):
+        with pytest.raises(UsageError, match="address can't be read") as caught:
+            HttpSuspect(url)
+        assert "s3c" not in str(caught.value)
+        assert caught.value.__cause__ is None
+
+
+def test_an_answer_that_drips_is_given_up() -> None:
+    """Each byte comes in time, and the whole never."""
+
+    class Drip(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", "100000")
+            self.end_headers()
+            with contextlib.suppress(OSError):
+                for _ in range(2000):
+                    self.wfile.write(b" ")
+                    self.wfile.flush()
+                    time.sleep(0.02)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Drip)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+    try:
+        url = f"http://127.0.0.1:{server.server_address[1]}/predict"
+        with (
+            asking(url, timeout=0.05, attempts=2) as (suspect, _),
+            pytest.raises(EndpointError, match=r"takes longer than 0.5 s|timed out"),
+        ):
+            suspect.query(inputs())
+    finally:
+        server.shutdown()
+        server.server_close()
 
 
 @pytest.mark.parametrize("failure", [status(500), status(502), status(503), status(504), status(429), None])

@@ -53,7 +53,8 @@ def run_embed(job: EmbedJob, console: Console) -> Embedded:
     """Do ``job``; progress goes to ``console``.
 
     After a KeyboardInterrupt or a kill, ``job.resume`` goes on to the result that an uninterrupted run
-    gives. After any other failure of a fresh run nothing is left in ``job.out``.
+    gives, and so it does after any other failure once the control is trained, such as a full disk at the end;
+    a fresh run that fails before leaves nothing in ``job.out``.
     """
     need_for_reports()
     if job.out.exists() and not job.resume:
@@ -75,7 +76,7 @@ def run_embed(job: EmbedJob, console: Console) -> Embedded:
     except KeyboardInterrupt:
         raise
     except BaseException:
-        if not job.resume:
+        if not job.resume and not work.has("control"):
             shutil.rmtree(job.out, ignore_errors=True)
         raise
 

@@ -88,9 +88,10 @@ def checked(found: Checked, suspect: str, report: Path | None) -> list[Table | s
         "other": "ANOTHER MODEL",
         "inconclusive": "INCONCLUSIVE",
     }
-    lines: list[Table | str] = [
-        f"{suspect}: {words[found.outcome]} ({found.access}-box, {found.queries} queries)."
-    ]
+    said = words[found.outcome]
+    if found.outcome == "intact" and found.own_program:
+        said += " WEIGHTS"
+    lines: list[Table | str] = [f"{suspect}: {said} ({found.access}-box, {found.queries} queries)."]
     lines.append(answer(found, suspect))
     if found.outcome == "intact" and found.access == "black" and found.limit is not None:
         lines.append(f"Noise of {100 * found.limit:.2g} % on any one weight tensor would have shown.")

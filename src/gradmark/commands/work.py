@@ -88,6 +88,9 @@ class Work:
     def save(self, name: str, row: dict[str, Any]) -> None:
         atomic_write(self.folder / f"{name}.json", json.dumps(row).encode(), overwrite=True)
 
+    def has(self, name: str) -> bool:
+        return (self.folder / f"{name}.json").exists()
+
     def load(self, name: str) -> dict[str, Any] | None:
         """What :meth:`save` wrote, or None. ResumeError where it is damaged."""
         try:

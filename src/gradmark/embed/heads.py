@@ -66,7 +66,7 @@ def drawn(inputs: int, outputs: int, bias: bool, seed: int) -> nn.Linear:
     Seeding the global one would seed those of all accelerators.
     """
     generator = torch.Generator().manual_seed(seed)
-    layer = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
+    layer: nn.Linear = nn.utils.skip_init(nn.Linear, inputs, outputs, bias=bias)
     bound = 1 / math.sqrt(max(1, inputs))
     nn.init.kaiming_uniform_(layer.weight, a=math.sqrt(5), generator=generator)
     if layer.bias is not None:

@@ -246,8 +246,8 @@ def _compare(
         reshard()
     found = (values[0] - values[1]) / (2 * length)
     pairs = [(_local(g), s) for g, s in zip(gradient, step, strict=True)]
-    claimed = _total(torch.stack([(g * s).sum().double() for g, s in pairs]).sum(), weights)
-    sizes = _total(torch.stack([(g.norm() * s.norm()).double() for g, s in pairs]).sum(), weights)
+    claimed = _total(_sum([(g * s).sum().double() for g, s in pairs]), weights)
+    sizes = _total(_sum([(g.norm() * s.norm()).double() for g, s in pairs]), weights)
     scale = max(abs(found), abs(claimed), 1e-2 * sizes)
     return abs(found - claimed) / scale if scale else 0.0
 
@@ -266,9 +266,13 @@ def _total(x: Tensor, weights: Sequence[Tensor]) -> float:
 
 
 def _along(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
-    return torch.stack([(x * y).sum() for x, y in zip(a, b, strict=True)]).sum()
+    return _sum([(x * y).sum() for x, y in zip(a, b, strict=True)])
+
+
+def _sum(numbers: Sequence[Tensor]) -> Tensor:
+    """Of a model that lies on several devices too."""
+    return torch.stack([n.to(numbers[0].device) for n in numbers]).sum()
 
 
 def _size(tensors: Sequence[Tensor]) -> float:
-    squares = torch.stack([_local(t).double().square().sum() for t in tensors]).sum()
-    return float(_total(squares, tensors) ** 0.5)
+    return float(_total(_sum([_local(t).double().square().sum() for t in tensors]), tensors) ** 0.5)

@@ -148,7 +148,10 @@ def weight_gradients(
 def norm_of(gradients: Sequence[Tensor | None]) -> float:
     """The norm of all gradients together, of whole ones where FSDP2 shards them."""
     norms = [g.float().norm() for g in gradients if g is not None]
-    return float(torch.stack([n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]).norm())
+    whole = [n.full_tensor() if hasattr(n, "full_tensor") else n for n in norms]
+    if not whole:
+        return 0.0
+    return float(torch.stack([n.to(whole[0].device) for n in whole]).norm())  # a model may lie on several
 
 
 class Given(torch.autograd.Function):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import tempfile
 from dataclasses import asdict
 from importlib import resources
@@ -15,14 +14,10 @@ from typing import Any
 import jinja2
 
 from gradmark.codec import atomic_write
-from gradmark.errors import UsageError
+from gradmark.errors import UsageError, visible
 from gradmark.report.model import Report
 
 LABELS = {"owned": "Mark found", "none": "No evidence", "inconclusive": "Inconclusive"}
-# Control characters, and those that change the direction of what follows: a name could fake a text with them.
-_HIDDEN = re.compile(
-    "[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200b-\u200f\u202a-\u202e\u2060-\u2069\ufeff\ud800-\udfff]"
-)
 
 
 def render_html(report: Report) -> str:
@@ -88,7 +83,7 @@ def _data_url(kind: str, data: bytes) -> str:
 def _clean(value: Any) -> Any:
     """``value`` with invisible characters in its strings made visible, as U+FFFD."""
     if isinstance(value, str):
-        return _HIDDEN.sub("\ufffd", value)
+        return visible(value)
     if isinstance(value, dict):
         return {_clean(key): _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

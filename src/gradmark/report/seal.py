@@ -36,11 +36,18 @@ def check_report(found: Checked, suspect_name: str) -> Report:
     )
 
 
+PROGRAM = (
+    "A program can hide what it does at other inputs: to rule that out, load the weights into your own code "
+    "(a .safetensors with --model)."
+)
+
+
 def answer(found: Checked, name: str) -> str:
     """The outcome in one or two sentences."""
     if found.outcome == "intact":
         seen = "its weights are, bit for bit," if found.access == "white" else "its answers are"
-        return f"Yes: {seen} those of the sealed model ({found.reason})."
+        told = f"Yes: {seen} those of the sealed model ({found.reason})."
+        return f"{told} {PROGRAM}" if found.own_program else told
     if found.outcome == "modified":
         told = f" {strength(found)}" if found.strength is not None else ""
         return f"No: {name} differs from the sealed model ({found.reason}).{told}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.fx
 from torch import Tensor
 
 from gradmark.errors import UsageError
@@ -23,7 +24,11 @@ def check_suspect(
     if access == "black" and suspect is None:
         raise UsageError(f"{name} holds weights only, and can't answer", fix="Give --model MODULE:FACTORY")
     digest = file_digest(name) if suspect is None else ""
-    return check(seal, suspect, tensors=None if access == "black" else tensors, digest=digest)
+    own = isinstance(suspect, ModuleSuspect) and any(
+        isinstance(part, torch.fx.GraphModule) for part in suspect.module.modules()
+    )
+    tensors = None if access == "black" else tensors
+    return check(seal, suspect, tensors=tensors, digest=digest, own_program=own)
 
 
 __all__ = ["check_suspect"]

@@ -31,7 +31,8 @@ class Checked:
     every weight that would move the answers as far, or, white-box, the change of all weights relative to
     their norm. ``similarity``: of ordinary answers to the sealed model's, 1 if equal, about 0 for strangers.
     ``limit``: relative noise on any one weight tensor from which on this check sees it. ``tensors``: those
-    that differ, None where they weren't at hand.
+    that differ, None where they weren't at hand. ``own_program``: the suspect's file brings what is done with
+    the weights, which was compared at the probes alone.
     """
 
     outcome: SealOutcome
@@ -52,6 +53,7 @@ class Checked:
     limit: float | None = None
     n_tensors: int = 0
     tensors: tuple[TensorChange, ...] | None = None
+    own_program: bool = False
     seconds: float = 0.0
     version: str = __version__
 
@@ -61,18 +63,21 @@ class Checked:
 
 
 def check(
-    seal: SealFile, suspect: BlackBox | None, *, tensors: Mapping[str, Tensor] | None = None, digest: str = ""
-) -> Checked:
+    seal: SealFile, suspect: BlackBox | None, *, tensors: Mapping[str, Tensor] | None = None,
+    digest: str = "", own_program: bool = False,
+) -> Checked:  # fmt: skip
     """Say whether ``suspect`` is the sealed model.
 
     ``tensors``: the suspect's own, for a white-box check; its probes are asked all the same if it can
     answer, for equal weights in another program aren't an equal model. ``digest`` names what has weights
-    alone. Raises ModelError or EndpointError where the suspect fails.
+    alone. ``own_program``: the suspect's program came with its file and isn't the owner's code. Raises
+    ModelError or EndpointError where the suspect fails.
     """
     start = time.perf_counter()
     name = suspect.digest if suspect is not None else digest
     access: Access = "black" if tensors is None else "white"
     found = Checked("inconclusive", None, access, "", seal.digest, seal.signer, seal.owner, name)
+    found = replace(found, own_program=own_program and access == "white")
     if suspect is not None and seal.probes is not None:
         found = _asked(found, seal.probes, suspect)
     elif tensors is None:
@@ -94,6 +99,8 @@ def _opened(found: Checked, seal: SealFile, tensors: Mapping[str, Tensor]) -> Ch
             reason = f"all {len(records)} tensors are the sealed ones, but the model computes something else"
             return replace(found, outcome="modified", modified=True, reason=f"{reason}: {found.reason}")
         told = "" if found.queries else "; no answers were compared"
+        if found.queries and found.own_program:
+            told = f", and the file's own program answers all {found.probes} probes as sealed"
         return replace(found, outcome="intact", modified=False,
                        reason=f"all {len(records)} tensors are the sealed ones{told}")  # fmt: skip
     total = sum(r.norm**2 for r in records.values())

@@ -159,7 +159,11 @@ def _from_pickle(path: Path, model: str | Callable[[], nn.Module] | None) -> nn.
         raise ModelFileError(what, found=type(cause).__name__, **refusal) from cause
     if isinstance(tensors, dict) and isinstance(tensors.get("state_dict"), dict):
         tensors = tensors["state_dict"]
-    if not isinstance(tensors, dict) or not all(isinstance(value, Tensor) for value in tensors.values()):
+    if (
+        not isinstance(tensors, dict)
+        or not all(isinstance(value, Tensor) for value in tensors.values())
+        or not all(isinstance(name, str) for name in tensors)
+    ):
         raise ModelFileError(f"{path.name} is no state dict", found=type(tensors).__name__, **refusal)
     module = build_model(model, path.name)
     fit(module, {key: _written_out(value, path.name) for key, value in tensors.items()}, path.name)

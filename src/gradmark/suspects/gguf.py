@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import struct
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -10,6 +13,13 @@ from torch import Tensor
 
 from gradmark.errors import ModelFileError
 from gradmark.suspects.checks import brief
+
+_START = struct.Struct("<4sIQQ")
+_STRING, _ARRAY = 8, 9
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+"""Bytes of the other kinds of value, as the format has them."""
+_LEAST = 12  # bytes of a field or a tensor's entry
+_DEPTH = 4
 
 
 def read_gguf(path: Path) -> dict[str, Tensor]:
@@ -24,6 +34,7 @@ def read_gguf(path: Path) -> dict[str, Tensor]:
         raise ModelFileError(f"{path.name} needs the package gguf, which isn't installed", fix=fix) from cause
     found: dict[str, Tensor] = {}
     try:
+        _measure(path)
         # the package warns of odd numbers before it raises, and has no exceptions of its own
         with np.errstate(all="ignore"):
             for tensor in GGUFReader(path).tensors:
@@ -40,3 +51,63 @@ def read_gguf(path: Path) -> dict[str, Tensor]:
     if not found:
         raise ModelFileError(f"{path.name} holds no tensors", expected="the weights of a model")
     return found
+
+
+def _measure(path: Path) -> None:
+    """Walk over the header: the package believes every count in it, and would go on for ever.
+
+    ValueError where something is longer than what is left of the file.
+    """
+    with path.open("rb") as file:
+        header = _Header(file, path.stat().st_size)
+        tensors, fields = header.counts()
+        for _ in range(fields):
+            header.skip(header.number("Q"))
+            header.value(header.number("I"))
+        for _ in range(tensors):
+            header.skip(header.number("Q"))
+            header.skip(8 * header.number("I") + 12)  # sizes, type and place
+
+
+class _Header:
+    """Goes over a file's header and takes nothing of it but lengths."""
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        self.file, self.size, self.order = file, size, "<"
+
+    def counts(self) -> tuple[int, int]:
+        """How many tensors and fields there are."""
+        start = self.file.read(_START.size)
+        if _START.unpack(start)[1] >= 1 << 16:  # of a big-endian machine
+            self.order = ">"
+        magic, version, tensors, fields = struct.unpack(self.order + _START.format[1:], start)
+        if magic != b"GGUF" or version not in (2, 3) or max(tensors, fields) * _LEAST > self.size:
+            raise ValueError(f"version {version}, {tensors} tensors and {fields} fields in {self.size} bytes")
+        return int(tensors), int(fields)
+
+    def number(self, kind: str) -> int:
+        (found,) = struct.unpack(self.order + kind, self.file.read(struct.calcsize(kind)))
+        return int(found)
+
+    def skip(self, length: int) -> None:
+        left = self.size - self.file.tell()
+        if length > left:
+            raise ValueError(f"{length} bytes where {left} are left")
+        self.file.seek(length, os.SEEK_CUR)
+
+    def value(self, kind: int, depth: int = 0) -> None:
+        if kind == _STRING:
+            self.skip(self.number("Q"))
+        elif kind == _ARRAY:
+            self.array(self.number("I"), self.number("Q"), depth)
+        else:
+            self.skip(_SIZES[kind])
+
+    def array(self, kind: int, n: int, depth: int) -> None:
+        if depth > _DEPTH or n > self.size:
+            raise ValueError(f"an array of {n}")
+        if kind in _SIZES:
+            self.skip(n * _SIZES[kind])
+        else:
+            for _ in range(n):
+                self.value(kind, depth + 1)

@@ -6,6 +6,7 @@ Connection failures, timeouts, 429, 500, 502, 503 and 504 are retried with growi
 
 from __future__ import annotations
 
+import base64
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
 
 from gradmark.errors import EndpointError, UsageError
 from gradmark.suspects.checks import brief
@@ -21,6 +22,10 @@ from gradmark.suspects.checks import brief
 _RETRIED = {429, 500, 502, 503, 504}
 _LONGEST_PAUSE = 60.0
 _LARGEST_ANSWER = 64 * 2**20
+_PATIENCE = 10  # timeouts that a whole answer may take
+_QUOTED = 4000  # bytes of a refusal that are looked at
+_SECRET = 4  # characters; anything shorter is found everywhere
+_OPEN = {"application/json", "application/octet-stream", "Bearer", "Basic", "Token"}
 _FIXES = {
     401: "Give the endpoint's credentials as a header",
     403: "Check the endpoint's credentials",
@@ -41,7 +46,8 @@ class Answer:
 class Transport:
     """Requests to the server called ``name`` in errors, which show no header. ``retries`` counts repetitions.
 
-    ``rate``: at most so many requests a second, None for any number. ``sleep`` replaces ``time.sleep``.
+    ``timeout``: seconds that the server may be silent; a whole answer may take ten times as long. ``rate``:
+    at most so many requests a second, None for any number. ``sleep`` replaces ``time.sleep``.
     """
 
     def __init__(
@@ -59,7 +65,8 @@ class Transport:
             raise UsageError("Attempts, timeout and rate must be positive")
         self.name, self.attempts, self.retries = name, attempts, 0
         self._gap, self._sleep = 0.0 if rate is None else 1 / rate, sleep
-        self._client = _client(timeout, headers)
+        self._client, self._headers = _client(timeout, headers), dict(headers or {})
+        self._longest = _PATIENCE * timeout
         self._lock = threading.Lock()
         self._free = 0.0
         """When the next request may start, by the monotonic clock."""
@@ -109,23 +116,21 @@ class Transport:
         self._wait()
         try:
             with self._client.stream(method, url, content=body, headers=headers) as response:
-                content = b""
-                for chunk in response.iter_bytes():
-                    content += chunk
-                    if len(content) > _LARGEST_ANSWER:
-                        raise EndpointError(f"{self.name} answers without end", expected="64 MiB at most")
+                content = self._whole(response)
         except httpx2.LocalProtocolError:  # whose text may quote a header, which may be a secret
             raise EndpointError(
                 f"{self.name} can't be asked", found="a header or address HTTP forbids"
             ) from None
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as cause:
-            raise EndpointError(f"{self.name} can't be asked", found=brief(cause)) from cause
+            raise EndpointError(
+                f"{self.name} can't be asked", found=self._public(url, brief(cause))
+            ) from None
         except httpx2.TransportError as cause:
-            raise _Passing(brief(cause)) from cause
+            raise _Passing(self._public(url, brief(cause))) from cause
         except httpx2.HTTPError as cause:  # an answer whose encoding is broken, too many redirects
             raise EndpointError(f"{self.name} gave a broken answer", found=brief(cause)) from cause
         status = response.status_code
-        text = content.decode("utf-8", "replace")[:200].strip()
+        text = self._public(url, content[:_QUOTED].decode("utf-8", "replace"))[:200].strip()
         if status in _RETRIED:
             raise _Passing(f"status {status}: {text}", _retry_after(response.headers.get("retry-after")))
         if not 200 <= status < 300:
@@ -134,6 +139,24 @@ class Transport:
                 f"{self.name} refused", expected="status 200", found=found, fix=_FIXES.get(status, "")
             )
         return Answer(content, {key.lower(): value for key, value in response.headers.items()})
+
+    def _whole(self, response: Any) -> bytes:
+        """The body, if it ends in time and isn't without measure."""
+        chunks, size, until = [], 0, time.monotonic() + self._longest
+        for chunk in response.iter_bytes():
+            chunks.append(chunk)
+            size += len(chunk)
+            if size > _LARGEST_ANSWER:
+                raise EndpointError(f"{self.name} answers without end", expected="64 MiB at most")
+            if time.monotonic() > until:
+                raise _Passing(f"an answer that takes longer than {self._longest:g} s")
+        return b"".join(chunks)
+
+    def _public(self, url: str, text: str) -> str:
+        """``text``, which others wrote and may quote what they were sent, without anything secret."""
+        for secret in sorted(_secrets(url, self._headers), key=len, reverse=True):
+            text = text.replace(secret, "***")
+        return text
 
     def _wait(self) -> None:
         """Until this request's turn has come."""
@@ -165,13 +188,27 @@ def _client(timeout: float, headers: Mapping[str, str] | None) -> Any:
     return httpx2.Client(timeout=timeout, headers={"content-type": "application/json", **(headers or {})})
 
 
+def _secrets(url: str, headers: Mapping[str, str]) -> set[str]:
+    """What an answer mustn't bring back into an error: headers' values, user, password and query."""
+    parts = urlsplit(url)
+    said = [*headers.values(), parts.username or "", parts.password or "", parts.query]
+    said += [value for _, value in parse_qsl(parts.query)]
+    if parts.username or parts.password:
+        said.append(base64.b64encode(f"{parts.username or ''}:{parts.password or ''}".encode()).decode())
+    pieces = {piece for value in said for piece in (value.strip(), unquote(value.strip()), *value.split())}
+    return {piece for piece in pieces if len(piece) >= _SECRET and piece not in _OPEN}
+
+
 def shown(url: str) -> str:
     """The address without user, password and query, which may be secret. UsageError if it is none."""
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
-    except ValueError as cause:
-        raise UsageError("The endpoint's address can't be read", found=brief(cause)) from cause
+    except ValueError:  # whose text may quote a password
+        raise UsageError(
+            "The endpoint's address can't be read",
+            expected="http://HOST:PORT/PATH, with / ? # @ in a user's name or password as %2F %3F %23 %40",
+        ) from None
     if parts.scheme not in ("http", "https") or not host:
         raise UsageError("The endpoint's address isn't one", expected="http://... or https://...")
     host = f"[{host}]" if ":" in host else host

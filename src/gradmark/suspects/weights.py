@@ -14,6 +14,12 @@ from torch import Tensor, nn
 from gradmark.errors import ModelError, ModelFileError, OutputPathError
 from gradmark.suspects.checks import brief
 
+_REAL = {
+    torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
+    torch.float8_e4m3fnuz, torch.float8_e5m2fnuz, torch.int64, torch.int32, torch.int16, torch.int8,
+    torch.uint64, torch.uint32, torch.uint16, torch.uint8, torch.bool,
+}  # fmt: skip
+
 
 def save_weights(module: nn.Module, path: str | Path) -> None:
     """Write the state dict to ``path``, whole or not at all; tied tensors are written once each name.
@@ -78,6 +84,12 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def fit(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
     """Load ``tensors`` into ``module`` if every one fits; raises as ``load_weights`` does."""
+    odd = [f"{k}, {_sort(v)}" for k, v in tensors.items() if _sort(v)]
+    if odd:
+        raise ModelFileError(
+            f"{name} holds tensors of a sort that weights aren't", expected="plain tensors of real numbers",
+            found=_at_most_five(odd), fix="Convert it to safetensors",
+        )  # fmt: skip
     own = {
         key: value for key, value in module.state_dict(keep_vars=True).items() if isinstance(value, Tensor)
     }
@@ -106,7 +118,20 @@ def fit(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
         raise ModelError(
             f"{name} has weights that aren't finite", found=f"NaN or infinity in {_at_most_five(bad)}"
         )
-    module.load_state_dict(tensors, strict=False)  # strictness is checked above, with tied names allowed
+    try:
+        module.load_state_dict(tensors, strict=False)  # strictness is checked above, with tied names allowed
+    except (RuntimeError, NotImplementedError, TypeError) as cause:
+        raise ModelFileError(f"{name} doesn't fit {type(module).__name__}", found=brief(cause)) from cause
+
+
+def _sort(value: Tensor) -> str:
+    """What is odd about a tensor, or nothing."""
+    if value.layout != torch.strided or value.is_nested:
+        return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
+    if value.is_meta:
+        return "without numbers"
+    known = value.dtype in _REAL
+    return "" if known else str(value.dtype).removeprefix("torch.")
 
 
 def check_header(path: Path) -> None:

@@ -167,7 +167,7 @@ def candidate_rows(body: bytes, candidates: Sequence[str], b: int) -> list[list[
             else:
                 top = said["top_logprobs"][0]
             known = {str(token): float(value) for token, value in top.items()}
-        except (KeyError, IndexError, TypeError, ValueError, AttributeError) as cause:
+        except (KeyError, IndexError, TypeError, ValueError, OverflowError, AttributeError) as cause:
             raise BadAnswer("gave no log-probabilities", _SHAPE) from cause
         if not known or not all(map(math.isfinite, known.values())):
             raise BadAnswer("gave no log-probabilities", "finite numbers", str(list(known)[:5]))
@@ -182,7 +182,7 @@ def echoed(body: bytes, b: int) -> list[list[float]]:
     for choice in _choices(body, b):
         try:
             found = [float(value) for value in choice["logprobs"]["token_logprobs"][1:]]
-        except (KeyError, TypeError, ValueError) as cause:
+        except (KeyError, TypeError, ValueError, OverflowError) as cause:
             raise BadAnswer("gave no log-probabilities of the prompt", _SHAPE) from cause
         if not all(map(math.isfinite, found)):
             raise BadAnswer("gave no log-probabilities of the prompt", "finite numbers")
@@ -226,6 +226,9 @@ def _choices(body: bytes, b: int) -> list[Any]:
     if not isinstance(choices, list) or len(choices) != b or not all(isinstance(c, dict) for c in choices):
         found = f"{len(choices)} choices" if isinstance(choices, list) else "none"
         raise BadAnswer("gave no completions", f"{b} choices", found)
+    places = [choice.get("index", 0) for choice in choices]
+    if not all(isinstance(place, int) for place in places):
+        raise BadAnswer("gave no completions", "choices with numbers", str(places)[:80])
     return sorted(choices, key=lambda choice: choice.get("index", 0))
 
 

@@ -25,6 +25,7 @@ from gradmark.suspects.transport import Answer
 
 _TYPES = {"FP16": "<f2", "FP32": "<f4", "FP64": "<f8", "UINT8": "u1"}
 _LENGTH = "inference-header-content-length"
+_DIGITS = 12  # of the length of a header; more is none
 
 
 @dataclass(frozen=True)
@@ -81,10 +82,9 @@ class OpenInference:
         return _with(url, "/infer"), head + raw, headers
 
     def rows(self, answer: Answer, b: int) -> Any:
-        length = answer.headers.get(_LENGTH)
-        cut = (
-            int(length) if length is not None and length.isascii() and length.isdigit() else len(answer.body)
-        )
+        length = answer.headers.get(_LENGTH, "")
+        told = length.isascii() and length.isdigit() and len(length) < _DIGITS
+        cut = int(length) if told else len(answer.body)
         said, raw = parsed(answer.body[:cut], "an inference response"), answer.body[cut:]
         try:
             tensor = next(out for out in said["outputs"] if out["name"] == self.output)
@@ -94,6 +94,8 @@ class OpenInference:
             else:
                 size = int(tensor["parameters"]["binary_data_size"])
                 values = np.frombuffer(raw[:size], dtype=_TYPES[tensor["datatype"]]).astype(np.float64)
+            if not shape:
+                raise ValueError("a number alone")
             return values.reshape(shape)[:b]  # beyond b is what filled up a fixed batch
         except (KeyError, TypeError, ValueError, StopIteration, OverflowError) as cause:
             raise BadAnswer("gave no scores", f"an output {self.output!r} of the shape it states") from cause
