@@ -531,12 +531,13 @@ def test_a_forger_who_searches_part_by_part_gains_nothing(monkeypatch: pytest.Mo
     fooled = [min(fisher(list(row[:n])) for n in (1, 2, 3)) for row in best]
     corrected = [min(search.combined(list(row[:n])) for n in (1, 2, 3)) for row in best]
     for alpha in (1e-4, 1e-5):
-        assert np.mean(np.array(corrected) <= np.log10(alpha)) <= tries * alpha
+        assert np.mean(np.array(corrected) <= np.log10(tries * alpha)) <= tries * alpha
     assert np.mean(np.array(fooled) <= -5) > 20 * tries * 1e-5, "Fisher's product by itself is fooled"
 
 
 def test_a_mark_of_one_part_is_judged_as_it_was() -> None:
-    assert search.combined([-40.0]) == pytest.approx(-40.0 + 9 * np.log10(2))
+    assert search.combined([-40.0]) == pytest.approx(-40.0 + (60 + 9) * np.log10(2))
+    assert search.combined([-18.0, -15.0]) == 0.0
     assert not search.searchable(MARK)
     assert not search.searchable(mark_file("filter-gradient", DOMAIN))
 
@@ -559,4 +560,4 @@ def test_an_older_mark_has_to_stand_a_search_of_each_part(tmp_path: Path) -> Non
     assert ruling.json()["outcome"] == "inconclusive", ruling.err
     found = ruling.json()["verdict"]
     assert "search for each part" in found["reason"]
-    assert found["log10_p"] > -25
+    assert found["log10_p"] > np.log10(found["alpha"]) == pytest.approx(np.log10(ALPHA) + 60 * np.log10(2))

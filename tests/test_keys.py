@@ -18,9 +18,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradmark import files, keyfile
+from gradmark import catalog, files, keyfile
 from gradmark.errors import GradmarkError, KeyFileError, OutputPathError, PassphraseError, UsageError
 from gradmark.keys import OwnerKey, commitment_of
+from gradmark.protocols import ModelSpec
 
 GOLDEN = Path(__file__).parent / "golden"
 SECRET = bytes(range(32))
@@ -330,3 +331,15 @@ def test_load_errors(tmp_path: Path) -> None:
         OwnerKey.load(tmp_path / "big")
     assert issubclass(PassphraseError, KeyFileError)
     assert issubclass(KeyFileError, GradmarkError)
+
+
+def test_secrets_larger_than_any_memory_are_refused_at_once() -> None:
+    """A mark file may name a million bits and inputs of millions of pixels."""
+    key = OwnerKey.from_seed(1)
+    with pytest.raises(UsageError, match="larger than any memory"):
+        key.normals("directions", (10**6, 3, 4096, 4096))
+    with pytest.raises(UsageError, match="larger than any memory"):
+        key.permutation("carriers", 1 << 28)
+    spec = ModelSpec("image", (3, 4096, 4096), 10, 0.0, 1.0, 255)
+    with pytest.raises(UsageError, match="larger than any memory"):
+        catalog.scheme("trigger", {"bits": 10**6}).mark(key, spec)

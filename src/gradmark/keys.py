@@ -26,6 +26,7 @@ from gradmark.errors import KeyFileError, OutputPathError, UsageError
 from gradmark.files import atomic_write, read_limited, sha256
 
 _HKDF_MAX = 255 * 32
+_MOST = 1 << 28  # numbers drawn at once
 _BIDI = set("\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 
 
@@ -144,6 +145,11 @@ class OwnerKey:
             drawn *= 2
 
     def __words(self, purpose: str, n: int, context: bytes) -> NDArray[np.uint64]:
+        if n > _MOST:  # as a hostile mark file may ask for
+            raise UsageError(
+                "The mark's secrets are larger than any memory should hold",
+                expected=f"{_MOST:,} numbers at most", found=f"{n:,}", fix="Take fewer bits",
+            )  # fmt: skip
         raw = self.derive(purpose, 8 * n, context=context)
         return np.frombuffer(raw, dtype="<u8").astype(np.uint64)
 

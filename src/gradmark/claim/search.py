@@ -27,10 +27,9 @@ def searchable(mark: MarkFile) -> bool:
 
 
 def combined(log10_ps: list[float]) -> float:
-    """log10 p of parts that may have been searched for one by one, as if the whole had been.
+    """log10 of the chance that a search of 2**60 tries for each part finds parts with p such as these.
 
-    Compared with a threshold alpha it succeeds by chance as seldom as any search of 2**60 tries: at most
-    2**60 alpha times.
+    To be compared with 2**60 alpha, the chance that a claim's threshold leaves to any search.
     """
     chosen = len(catalog.SCHEMES) * math.log10(2)  # which of the schemes are in
-    return min(0.0, fisher([min(0.0, p + TRIES) for p in log10_ps]) + chosen - TRIES)
+    return min(0.0, fisher([min(0.0, p + TRIES) for p in log10_ps]) + chosen)

@@ -14,7 +14,7 @@ from typing import Any
 
 from gradmark import catalog
 from gradmark._version import __version__
-from gradmark.claim.search import combined, searchable
+from gradmark.claim.search import TRIES, combined, searchable
 from gradmark.codec import MarkFile
 from gradmark.errors import ClaimError, MarkFileError, UsageError
 from gradmark.files import canonical_json, parse_object
@@ -164,7 +164,7 @@ def least_alpha(key: OwnerKey, mark: MarkFile) -> float:
     """log10 of the least p that ``mark`` can give a judge: that of a perfect match in all of its bits."""
     secret = catalog.scheme(mark.scheme, mark.scheme_parameters).mark(key, mark.spec)
     least = [-n * math.log10(2) for n in getattr(secret, "sizes", (len(secret.bits),))]
-    return combined(least) if searchable(mark) else fisher(least)
+    return combined(least) - TRIES if searchable(mark) else fisher(least)
 
 
 def _mark(body: object) -> MarkFile:

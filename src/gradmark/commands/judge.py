@@ -13,7 +13,7 @@ from rich.table import Table
 
 from gradmark._version import __version__
 from gradmark.claim import Checked, ClaimFile, Opening, check_claim, pool_digest
-from gradmark.claim.search import combined, searchable
+from gradmark.claim.search import TRIES, combined, searchable
 from gradmark.claim.timestamp import load_certificates
 from gradmark.codec import MarkFile
 from gradmark.commands.claim import checked
@@ -161,20 +161,21 @@ def _verdict(job: JudgeJob, suspect: str, mark: Path, file: ClaimFile, console: 
 
 
 def _as_searched(found: Verdict, mark: MarkFile) -> Verdict:
-    """``found``, with the p of a mark whose parts may have been searched for one by one."""
+    """``found``, of a mark whose parts can be searched for one by one, with such a search's p and alpha."""
     reading = found.reading
     if reading is None or not searchable(mark):
         return found
     signed = (reading.values * reading.bits).numpy()
     parts = [run_test(mark.test, part) for part in apart(signed, reading.parts)]
-    log10_p, level = combined([p.log10_p for p in parts if p.n]), math.log10(found.alpha)
+    log10_p = combined([p.log10_p for p in parts if p.n])
     least = combined([-p.n * math.log10(2) for p in parts if p.n])
-    reason = (
-        f"log10 p is {log10_p:.1f}, with what a search for each part by itself could find; "
-        f"the threshold is {level:.1f}"
-    )
+    level = min(0.0, math.log10(found.alpha) + TRIES)
     outcome: Outcome = "owned" if log10_p <= level else "inconclusive" if least > level else "no-evidence"
-    return replace(found, log10_p=log10_p, outcome=outcome, reason=reason)
+    reason = (
+        f"a search for each part by itself finds as much with a chance of 10^{log10_p:.1f}; "
+        f"the threshold is 10^{level:.1f}"
+    )
+    return replace(found, log10_p=log10_p, alpha=10**level, outcome=outcome, reason=reason)
 
 
 WORDS: dict[Ruling, str] = {
