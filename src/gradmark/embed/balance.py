@@ -57,11 +57,12 @@ def check_strength(
     strength: float | None, weight: float | None,
 ) -> None:  # fmt: skip
     """UsageError where a Marker's arguments of these names make no sense."""
-    sizes = [budget, margin, *(v for v in (strength, weight) if v is not None)]
-    if not target_log10_p < 0 or not all(0 < v < math.inf for v in sizes) or carriers < 1 or every < 1:
+    sizes = [budget, margin] if strength is None else [budget, margin, strength]
+    good = all(0 < v < math.inf for v in sizes) and 0 <= (weight or 0.0) < math.inf
+    if not target_log10_p < 0 or not good or carriers < 1 or every < 1:
         raise UsageError(
             "The strength of a mark makes no sense",
-            expected="target_log10_p < 0; budget, margin, strength, weight > 0 and finite; "
+            expected="target_log10_p < 0; budget, margin, strength > 0 and weight >= 0, all finite; "
             "carriers, every >= 1",
             found=f"{target_log10_p=}, {budget=}, {margin=}, {carriers=}, {every=}, {strength=}, {weight=}",
         )
