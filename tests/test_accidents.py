@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -126,3 +127,14 @@ def test_the_state_of_a_marker_with_other_settings_is_refused(tmp_path: Any) -> 
     with pytest.raises(ResumeError, match="other settings"):
         load_marker(Marker(scheme, KEY, SPECS["grey"], new_heads=False, rehearse=0.01), tmp_path)
     load_marker(Marker(scheme, KEY, SPECS["grey"], new_heads=False), tmp_path)
+
+
+def test_a_resumed_run_whose_bits_are_others_is_refused() -> None:
+    """As where a scheme is made anew by another version, and not taken from the mark file."""
+    whole: Any = scheme_for("ensemble", "grey")
+    state = Marker(whole, KEY, SPECS["grey"]).state_dict()
+    with pytest.raises(ResumeError, match="another mark"):
+        Marker(replace(whole, joint=False), KEY, SPECS["grey"]).load_state_dict(state)
+    Marker(whole, KEY, SPECS["grey"]).load_state_dict(state)
+    del state["whose"]
+    Marker(whole, KEY, SPECS["grey"]).load_state_dict(state)  # of a version that didn't say

@@ -262,6 +262,10 @@ def test_a_result_that_nobody_can_read_is_no_verdict(tmp_path: Path, options: tu
     assert done.returncode == 2
     assert "standard output" in done.stderr
     assert "Traceback" not in done.stderr
+    done = subprocess.run(
+        ["sh", "-c", 'exec "$@" >&-', "sh", *command, str(tmp_path / "c")], stderr=subprocess.PIPE, text=True
+    )
+    assert (done.returncode, done.stderr) == (0, ""), "with no standard output at all the code tells all"
     reading, writing = os.pipe()
     os.close(reading)
     done = subprocess.run([*command, str(tmp_path / "b")], stdout=writing, stderr=subprocess.PIPE, text=True)

@@ -15,7 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from rich.table import Table as RichTable
 
+from gradmark.commands.summary import whose
 from gradmark.errors import UsageError
 from gradmark.protocols import Outcome, Reading, TestName, Verdict
 from gradmark.report import (
@@ -29,8 +31,10 @@ from gradmark.report import (
     verdict_report,
     write_report,
 )
+from gradmark.report.verdict import modification
 from gradmark.report.words import odds, probability
 from gradmark.stats import run_test
+from gradmark.terminal import show
 from gradmark.verify import judge
 
 HOSTILE = '<script>alert(1)</script>"\'&{{ 7*7 }} #panic("x") $\\frac$ *b* _i_ \u202eevil'
@@ -390,3 +394,20 @@ def test_the_curve_of_several_parts_ends_where_the_verdict_stands() -> None:
         r, "signed-rank", scheme="ensemble", mark="", suspect="", alpha=1e-6, keys_tried=3, seconds=0
     )
     assert plots().history_curve(r, "signed-rank", 3)[-1] == (512, pytest.approx(verdict.log10_p))
+
+
+def test_of_a_program_that_came_with_its_file_a_verdict_speaks_of_the_weights() -> None:
+    owned = replace(verdict(), outcome="owned", modified=False)
+    assert whose(owned) == "OURS, UNTOUCHED since it was sealed."
+    assert whose(replace(owned, own_program=True)).startswith("OURS, WEIGHTS UNTOUCHED")
+    (section,) = modification(replace(owned, own_program=True))
+    assert section.paragraphs[0].startswith("Not its weights.")
+
+
+def test_tables_give_no_orders_to_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    table = RichTable("name", "found")
+    table.add_row("\x1b[2J\x1b[Hm.safetensors: INTACT\x1b[8m", "\u202egnp")
+    assert show(0, False, {}, table, "a\x1b]0;b\x07") == 0
+    out = capsys.readouterr().out
+    assert "INTACT" in out
+    assert not set(out) & set("\x1b\u202e\x07")

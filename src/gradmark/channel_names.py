@@ -22,6 +22,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor, nn
 
 from gradmark.errors import MarkFileError
+from gradmark.files import sha256
 from gradmark.keys import OwnerKey
 from gradmark.layer_chains import Chain, Layer
 from gradmark.suspects.module import fed
@@ -33,6 +34,7 @@ _ROOM = 300_000  # bytes of all profiles; a mark file has room for a mebibyte
 _NAMED = 0.99  # correlation with the model's own inputs or scores, which have names
 _STILL = 1e-3  # of the median channel's size
 _TWINS = 0.9999  # correlation
+_DIGEST = 16  # characters
 _KNOWN = 0.3  # mean correlation of channels with those they are taken for
 _STEP = 4 / 127  # of a profile's deviations in one byte
 
@@ -106,8 +108,15 @@ def unpack(data: bytes, ends: int) -> list[Profile | None]:
     return found
 
 
+def told_by(key: OwnerKey, pool: Tensor, context: bytes) -> str:
+    """A digest of the inputs that channels are profiled at: equal where the data are the same."""
+    chosen = _chosen(key, pool, context).detach().cpu().float().contiguous()
+    return sha256(chosen.numpy().tobytes()).removeprefix("sha256:")[:_DIGEST]
+
+
 def recognised(known: Sequence[Profile | None], seen: Sequence[Profile | None]) -> bool:
-    """Whether a suspect's channels were profiled at the inputs at which the known ones were.
+    """Whether a suspect's channels were profiled at the inputs at which the known ones were, as far as these
+    themselves tell: for marks that don't say at which (:func:`told_by`).
 
     Other data than the mark was calibrated with hold other inputs: profiles then agree as chance has it, to
     .15 in the mean over a ResNet-20's, where networks that aren't related agree to .4 at the same inputs. Who

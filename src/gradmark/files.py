@@ -8,7 +8,6 @@ import hashlib
 import json
 import os
 import secrets
-import tempfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -26,21 +25,21 @@ def sha256(data: bytes) -> str:
     return "sha256:" + hashlib.sha256(data).hexdigest()
 
 
-def private_folder() -> Path:
+def private_folder() -> Path | None:
     """Where what an interrupted run is to go on with is kept: this user's own, and nobody else's.
 
-    ``XDG_STATE_HOME`` or ``~/.local/state``, ``/gradmark``; where that can't be written, or isn't ours, a new
-    temporary folder, which no other run will find.
+    ``XDG_STATE_HOME`` (an absolute path) or ``~/.local/state``, ``/gradmark``; None where that can't be
+    written, or where others could write too.
     """
-    folder = Path(os.environ.get("XDG_STATE_HOME") or Path("~/.local/state").expanduser()) / "gradmark"
+    given = Path(os.environ.get("XDG_STATE_HOME", ""))
     try:
+        folder = (given if given.is_absolute() else Path("~/.local/state").expanduser()) / "gradmark"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         about = folder.lstat()
-        if (not hasattr(os, "getuid") or about.st_uid == os.getuid()) and not about.st_mode & 0o022:
-            return folder
     except (OSError, RuntimeError):  # the latter where there is no home
-        pass
-    return Path(tempfile.mkdtemp(prefix="gradmark-"))
+        return None
+    ours = not hasattr(os, "getuid") or (about.st_uid == os.getuid() and not about.st_mode & 0o022)
+    return folder if ours and folder.is_dir() and os.access(folder, os.W_OK) else None
 
 
 def canonical_json(obj: Any) -> bytes:

@@ -87,6 +87,7 @@ class Verdict:
 
     ``log10_e``, ``evidence``: of a step-by-step reading, log10 of the e-value, and by (queries, log10 e).
     ``queries_allowed``: the budget, by which the parts' shares go. ``reused``: answers from an earlier run.
+    ``own_program``: ``modified`` is about the weights, and the suspect's program came with its file.
     """
 
     outcome: Outcome
@@ -109,6 +110,7 @@ class Verdict:
     queries_allowed: int = 0
     reused: int = 0
     modified: bool | None = None
+    own_program: bool = False
     reason: str = ""
     log10_e: float | None = None
     evidence: tuple[tuple[int, float], ...] = ()
@@ -243,7 +245,6 @@ class Task(Protocol):
 
     def utility(self, model: nn.Module) -> Utility:
         """What ``model`` is worth on the split that nothing is trained on."""
-        ...
 
 
 @runtime_checkable
@@ -252,7 +253,6 @@ class Choosy(Protocol):
 
     def carrying(self, mark: Any, labels: Tensor) -> Tensor:
         """Which inputs (b,) of these labels (b,) can carry it. The Marker skips batches without any."""
-        ...
 
 
 @dataclass(frozen=True)

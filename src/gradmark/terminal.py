@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.table import Table
 
 from gradmark._version import __version__
-from gradmark.errors import GradmarkError, UsageError, visible
+from gradmark.errors import GradmarkError, OutputPathError, UsageError, visible
 
 if TYPE_CHECKING:
     from gradmark.keys import OwnerKey
@@ -76,7 +77,8 @@ def command(example: str) -> Callable[[Callable[..., int]], Callable[..., None]]
             except KeyboardInterrupt:
                 code = _fail("Interrupted", f"interrupted{_continue(run.__name__, options)}", options)
             except GradmarkError as error:
-                code = _fail(type(error).__name__, str(error) + _kept(run.__name__, options), options)
+                kept = _kept(run.__name__, options) if isinstance(error, OutputPathError) else ""
+                code = _fail(type(error).__name__, str(error) + kept, options)
             except typer.Exit:
                 raise
             except typer.Abort:  # at a prompt; click would exit with 1, which is a verdict here
@@ -145,7 +147,10 @@ def _continue(name: str, options: dict[str, Any]) -> str:
     if name == "embed" and (options["out"] / ".work").is_dir():
         return "; continue with --resume"
     if name == "verify" and options["suspect"].startswith(("http://", "https://")):
-        return "; the same command goes on and asks nothing twice"
+        from gradmark.files import private_folder
+
+        kept = options.get("journal") or private_folder()
+        return "; the same command goes on and asks nothing twice" if kept else ""
     return ""
 
 
@@ -173,9 +178,8 @@ def show(code: int, as_json: bool, content: dict[str, Any], *shown: Any) -> int:
             typer.echo(json.dumps(content, allow_nan=False, default=str))
         else:
             for item in shown:
-                said = visible(item) if isinstance(item, str) else item
-                _Out().print(said, highlight=False, markup=False, soft_wrap=isinstance(item, str))
-        sys.stdout.flush()
+                _Out().print(_plain(item), highlight=False, markup=False, soft_wrap=isinstance(item, str))
+        _flush()
         return code
     except OSError as error:
         _give_up_stdout()
@@ -189,10 +193,23 @@ def _fail(kind: str, message: str, options: dict[str, Any]) -> int:
     try:
         if options.get("as_json"):
             typer.echo(json.dumps({"error": message, "type": kind}))
-        sys.stdout.flush()
+        _flush()
     except OSError:
         _give_up_stdout()
     return FAILED
+
+
+def _plain(item: Any) -> Any:
+    """``item`` without orders to the terminal, which names of tensors and servers may hold."""
+    if isinstance(item, Table):
+        for column in item.columns:
+            column._cells = [visible(c) if isinstance(c, str) else c for c in column._cells]
+    return visible(item) if isinstance(item, str) else item
+
+
+def _flush() -> None:
+    if sys.stdout is not None:  # as it is where it was closed from the start: the exit code tells all
+        sys.stdout.flush()
 
 
 def _give_up_stdout() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from conformance import KEY, SPECS, network, pool, uniform_p, white
+from conformance import KEY, SPECS, inputs, network, pool, uniform_p, white
 from gradmark import catalog
 from gradmark.bench.networks import Block, DigitsNet
 from gradmark.errors import MismatchError, UsageError
@@ -216,6 +217,28 @@ def test_renaming_a_residual_stream_moves_nothing(seed: int) -> None:
     torch.testing.assert_close(read(twin, scheme), read(model, scheme), rtol=1e-3, atol=1e-3)
     blind: Any = PathWeights(64, scheme.chains)  # without profiles it would
     assert not torch.allclose(read(twin, blind), read(model, blind), atol=0.5)
+
+
+def test_with_other_data_than_the_mark_was_calibrated_with_channels_keep_their_places() -> None:
+    """Whether a renamed stream is followed hangs on the data alone, which the mark knows by a digest."""
+    model = lived(Shortcuts())
+    assert isinstance(model, Shortcuts)
+    scheme: Any = PathWeights(64).calibrated(KEY, SPEC, white(model), pool("grey"))
+    mark, other = scheme.mark(KEY, SPEC), inputs("grey", 200, seed=9)
+    places = replace(mark, profiles=())
+
+    def values(of: Any, suspect: nn.Module, data: Any) -> Tensor:
+        return scheme.read(of, white(suspect), data, access="white", carriers=50).values
+
+    assert torch.equal(values(mark, model, other), values(places, model, other))
+    assert not torch.equal(values(mark, model, pool("grey")), values(places, model, pool("grey")))
+    shuffled = torch.randperm(200, generator=torch.Generator().manual_seed(1))
+    same = tuple(part[shuffled] for part in pool("grey"))
+    assert not torch.equal(values(mark, model, same), values(places, model, same)), "the order is nothing"
+    twin = streams_renamed(model, 3)
+    assert torch.equal(values(mark, twin, other), values(places, twin, other))
+    assert catalog.scheme("path-weights", scheme.parameters()) == scheme
+    assert len(scheme.inputs) == 16
 
 
 def test_other_keys_read_uniformly_where_channels_are_matched() -> None:

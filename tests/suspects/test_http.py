@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import gzip
 import json
 import threading
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -172,6 +174,52 @@ def test_a_server_that_quotes_what_it_was_sent_brings_no_secret_into_an_error() 
                 )
 
 
+def test_long_escaped_and_successful_echoes_show_no_secret_either() -> None:
+    long = "sk-" + "x" * 6000
+    slashed = 'a/b"c/d'
+    bodies = [
+        (401, json.dumps({"error": f"invalid {long}"}).encode(), long),
+        (401, json.dumps({"error": slashed}).replace("/", r"\/").encode(), slashed),
+        (200, json.dumps({f"Authorization {slashed}": 1}).encode(), slashed),
+        (200, json.dumps({long: 1}).encode(), long),
+    ]
+    for code, body, secret in bodies:
+        with running((code, {}, body)) as (url, _), asking(url, headers={"x-key": secret}) as (suspect, _p):
+            with pytest.raises(EndpointError) as caught:
+                suspect.query(inputs())
+            told = str(caught.value)
+            assert "***" in told
+            assert "xxxxxxxx" not in told
+            assert "c/d" not in told.replace("\\", "")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "raw deflate", "br"])
+def test_packed_answers_are_unpacked_where_that_was_asked_for(encoding: str) -> None:
+    body = json.dumps({"outputs": model(inputs()).tolist()}).encode()
+    raw = zlib.compressobj(wbits=-15)
+    packed = {
+        "gzip": gzip.compress(body), "deflate": zlib.compress(body),
+        "raw deflate": raw.compress(body) + raw.flush(), "br": b"????",
+    }[encoding]  # fmt: skip
+    answer = 200, {"Content-Encoding": encoding.removeprefix("raw ")}, packed
+    with running(answer) as (url, _), asking(url) as (suspect, _pauses):
+        if encoding == "br":
+            with pytest.raises(EndpointError, match="gzip or deflate"):
+                suspect.query(inputs())
+        else:
+            torch.testing.assert_close(suspect.query(inputs()), model(inputs()))
+
+
+def test_a_small_answer_that_unpacks_without_end_is_given_up() -> None:
+    bomb = gzip.compress(bytes(80 * 2**20))
+    with (
+        running((200, {"Content-Encoding": "gzip"}, bomb)) as (url, _),
+        asking(url) as (suspect, _pauses),
+        pytest.raises(EndpointError, match="without end"),
+    ):
+        suspect.query(inputs())
+
+
 def test_an_address_that_cannot_be_read_shows_no_password() -> None:
     for url in ("http://user:s3cret/x@host/p", "http://user:s3c#ret@host/p"):
         with pytest.raises(UsageError, match="address can't be read") as caught:
@@ -180,17 +228,26 @@ def test_an_address_that_cannot_be_read_shows_no_password() -> None:
         assert caught.value.__cause__ is None
 
 
-def test_an_answer_that_drips_is_given_up() -> None:
+@pytest.mark.parametrize("what", ["headers", "body", "empty blocks"])
+def test_an_answer_that_drips_is_given_up(what: str) -> None:
     """Each byte comes in time, and the whole never."""
 
     class Drip(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            self.send_response(200)
-            self.send_header("Content-Length", "100000")
-            self.end_headers()
+            drop = b" "
+            if what == "headers":
+                self.wfile.write(b"HTTP/1.1 200 OK\r\nx-long: ")
+                drop = b"x"
+            else:
+                self.send_response(200)
+                self.send_header("Content-Length", "100000")
+                if what == "empty blocks":
+                    self.send_header("Content-Encoding", "deflate")
+                    drop = b"\x00\x00\x00\xff\xff"
+                self.end_headers()
             with contextlib.suppress(OSError):
-                for _ in range(2000):
-                    self.wfile.write(b" ")
+                for _ in range(500):
+                    self.wfile.write(drop)
                     self.wfile.flush()
                     time.sleep(0.02)
 

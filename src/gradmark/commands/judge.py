@@ -161,7 +161,7 @@ def _verdict(job: JudgeJob, suspect: str, mark: Path, file: ClaimFile, console: 
 
 
 def _as_searched(found: Verdict, mark: MarkFile) -> Verdict:
-    """``found``, of a mark whose parts can be searched for one by one, with such a search's p and alpha."""
+    """``found``, with the outcome that is left where parts of the mark can be searched for one by one."""
     reading = found.reading
     if reading is None or not searchable(mark):
         return found
@@ -175,7 +175,7 @@ def _as_searched(found: Verdict, mark: MarkFile) -> Verdict:
         f"a search for each part by itself finds as much with a chance of 10^{log10_p:.1f}; "
         f"the threshold is 10^{level:.1f}"
     )
-    return replace(found, log10_p=log10_p, alpha=10**level, outcome=outcome, reason=reason)
+    return replace(found, outcome=outcome, reason=reason)
 
 
 WORDS: dict[Ruling, str] = {

@@ -9,7 +9,7 @@ from rich.table import Table
 from gradmark.commands.embed import Embedded
 from gradmark.protocols import Verdict
 from gradmark.report.seal import TENSOR_HEAD, answer, tensor_row
-from gradmark.report.words import by_chance
+from gradmark.report.words import PROGRAM, by_chance
 from gradmark.seal import Checked, SealFile
 
 WORDS = {"owned": "MARK FOUND", "no-evidence": "NO EVIDENCE", "inconclusive": "INCONCLUSIVE"}
@@ -37,8 +37,12 @@ def whose(verdict: Verdict) -> str:
         return "NOT OURS, as far as mark and seal can tell."
     if verdict.modified is None:
         return "OURS; whether it was modified couldn't be told."
+    if verdict.modified:
+        return "OURS, MODIFIED since it was sealed."
     return (
-        "OURS, MODIFIED since it was sealed." if verdict.modified else "OURS, UNTOUCHED since it was sealed."
+        f"OURS, WEIGHTS UNTOUCHED since it was sealed. {PROGRAM}"
+        if verdict.own_program
+        else ("OURS, UNTOUCHED since it was sealed.")
     )
 
 

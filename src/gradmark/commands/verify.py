@@ -113,7 +113,8 @@ def run_verify(job: VerifyJob, console: Console) -> Verdict:
             verdict = replace(verdict, reused=getattr(opened, "reused", 0))
             if seal is not None and sealed is not None:
                 sent, kept = (sealed.queries, seal.queries) if sealed.access == "black" else (0, 0)
-                verdict = replace(verdict, modified=sealed.modified, queries=verdict.queries + sent,
+                verdict = replace(verdict, modified=sealed.modified, own_program=sealed.own_program,
+                                  queries=verdict.queries + sent,
                                   queries_allowed=verdict.queries_allowed + kept)  # fmt: skip
     except BaseException as error:
         kept = journal is not None and _holds_answers(journal)
@@ -224,7 +225,8 @@ def _open(job: VerifyJob, journal: Path | None) -> BlackBox:
 def _journal(job: VerifyJob, mark_digest: str) -> tuple[Path | None, bool]:
     """The journal of this question and whether it is ours to remove.
 
-    One that nobody named lies where nobody else can have put it: who could would choose the answers.
+    One that nobody named lies where nobody else can have put it: who could would choose the answers. Where
+    there is no such place there is none.
     """
     if not _is_endpoint(job.suspect):
         if job.endpoint.journal is not None:
@@ -233,7 +235,8 @@ def _journal(job: VerifyJob, mark_digest: str) -> tuple[Path | None, bool]:
     if job.endpoint.journal is not None:
         return job.endpoint.journal, False
     name = hashlib.sha256(f"{job.suspect}\0{mark_digest}\0{job.data or job.task}".encode()).hexdigest()[:12]
-    return private_folder() / f"verify-{name}.journal", True
+    folder = private_folder()
+    return (None, False) if folder is None else (folder / f"verify-{name}.journal", True)
 
 
 def _holds_answers(journal: Path) -> bool:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradmark.errors import ResumeError
+from gradmark.files import sha256
 from gradmark.protocols import TestName
 from gradmark.reference import natural
 from gradmark.stats import TestResult, run_tests
@@ -66,8 +68,20 @@ class Evidence:
             test, self.beyond()[seen].numpy(), tuple(int(p.sum()) for p in seen.split(self.sizes))
         )
 
+    @property
+    def whose(self) -> str:
+        """A digest of the bits, by which a resumed run knows that they are the same."""
+        bits = self.mark.bits.cpu().to(torch.int8).numpy().tobytes()
+        return sha256(bits)
+
     def state(self, suffix: str = "") -> dict[str, Tensor]:
         return {f"readings{suffix}": self.readings.clone(), f"seen{suffix}": self.seen.clone()}
 
     def load(self, state: dict[str, Any], suffix: str = "") -> None:
+        """ResumeError where ``state`` is of other bits."""
+        if state.get("whose", self.whose) != self.whose:
+            raise ResumeError(
+                "The marker's state is of another mark", expected="key, scheme and parameters as before",
+                found="other bits", fix="make the scheme from the mark file that was saved at first",
+            )  # fmt: skip
         self.readings, self.seen = state[f"readings{suffix}"].clone(), state[f"seen{suffix}"].clone()

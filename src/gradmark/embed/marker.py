@@ -119,9 +119,9 @@ class Marker:
         the whole batch, with their graph, which spare some parts a pass (:mod:`gradmark.embed.shared`).
 
         Zero on the steps between two penalties, and where the scheme rides on some inputs only and the
-        batch holds none. The model's training mode, batch-norm statistics and the global random state stay.
-        Raises, on the first call, PreflightError if no right gradient can be had, MismatchError where inputs
-        aren't on the scale of the spec; ModelError where the model's answers are not finite.
+        batch holds none. Training mode, batch-norm statistics and the global random state stay. Raises, on the
+        first call, PreflightError if no right gradient can be had, MismatchError where inputs aren't on the
+        spec's scale; ModelError where answers are not finite.
         """
         device = batch[0].device
         step, self._steps = self._steps, self._steps + 1
@@ -187,7 +187,7 @@ class Marker:
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs to go on exactly as it would have."""
         return {
-            **self._running(),
+            **(self._running() | {"whose": self.evidence.whose}),
             "generator": self.generator.get_state(),
             "numbers": [self._steps, self._penalties, *vars(self.balance).values()],
             "method": self.method,

@@ -33,14 +33,14 @@ def penalty_mode(model: nn.Module, method: str = "central-difference") -> Iterat
     modes = [(module, module.training) for module in model.modules() if module.training]
     norms = [m for m, _ in modes if isinstance(m, _NormBase) and m.track_running_stats]
     tracked = [(m, m.momentum, m.num_batches_tracked, m.running_mean, m.running_var) for m in norms]
-    for module, _ in modes:
-        module.training = isinstance(module, _NormBase)
-    for norm in norms:
-        norm.momentum = 0.0
-        # Stand-ins: SyncBatchNorm insists on a count, and nothing times infinity would stay behind as NaN.
-        for name in ("num_batches_tracked", "running_mean", "running_var"):
-            setattr(norm, name, copied(getattr(norm, name)))
     try:
+        for module, _ in modes:
+            module.training = isinstance(module, _NormBase)
+        for norm in norms:
+            norm.momentum = 0.0
+            # Stand-ins: SyncBatchNorm insists on a count; nothing times infinity would stay behind as NaN.
+            for name in ("num_batches_tracked", "running_mean", "running_var"):
+                setattr(norm, name, copied(getattr(norm, name)))
         with plain_kernels(model, exact=method == "exact"):
             yield
     finally:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gradmark.report.model import Report, Section, Table, Tone
-from gradmark.report.words import duration, versions
+from gradmark.report.words import PROGRAM, duration, versions
 from gradmark.seal import Checked, SealOutcome
 
 _TONES: dict[SealOutcome, tuple[Tone, str]] = {
@@ -34,12 +34,6 @@ def check_report(found: Checked, suspect_name: str) -> Report:
         footer=versions(found.version),
         label=label,
     )
-
-
-PROGRAM = (
-    "A program can hide what it does at other inputs: to rule that out, load the weights into your own code "
-    "(a .safetensors with --model)."
-)
 
 
 def answer(found: Checked, name: str) -> str:

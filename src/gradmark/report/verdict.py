@@ -9,7 +9,17 @@ from gradmark.report.bets import bets_by_queries
 from gradmark.report.caveats import LINEAR, limits, reproduce, wrong
 from gradmark.report.model import Figure, Report, RowMark, Section, Table, Tone
 from gradmark.report.plots import evidence_by_queries, history_curve, readings
-from gradmark.report.words import CARRIERS, TESTS, by_chance, duration, level, percent, probability, versions
+from gradmark.report.words import (
+    CARRIERS,
+    PROGRAM,
+    TESTS,
+    by_chance,
+    duration,
+    level,
+    percent,
+    probability,
+    versions,
+)
 from gradmark.stats import run_test, wilson_interval
 
 TONES: dict[Outcome, Tone] = {"owned": "owned", "no-evidence": "none", "inconclusive": "inconclusive"}
@@ -170,6 +180,8 @@ def modification(verdict: Verdict) -> tuple[Section, ...]:
         text = f"Yes. {_MODIFIED[True][1]} How strongly it differs, and where, gradmark check tells."
     else:
         text = f"No. {_MODIFIED[False][1]}"
+        if verdict.own_program:
+            text = f"Not its weights. {PROGRAM}"
     return (Section("Was it modified?", (text,)),)
 
 

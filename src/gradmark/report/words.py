@@ -57,6 +57,13 @@ CARRIERS: dict[str, str] = {
 """What each scheme asks of a model, for people."""
 
 
+PROGRAM = (
+    "A program can hide what it does at other inputs: to rule that out, load the weights into your own code "
+    "(a .safetensors with --model)."
+)
+"""Of a suspect whose file brings what is done with its weights."""
+
+
 def power(exponent: int) -> str:
     """10 to ``exponent``: written out from 1 to a million, else with the exponent raised.
 

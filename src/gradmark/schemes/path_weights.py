@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gradmark.channel_names import Profile, aligned, pack, profiles, recognised, unpack
+from gradmark.channel_names import Profile, aligned, pack, profiles, recognised, told_by, unpack
 from gradmark.codec import canonical_json
 from gradmark.errors import MismatchError, ModelError, UsageError
 from gradmark.keys import OwnerKey
@@ -66,12 +66,14 @@ class PathWeights:
     norms', as in ``[[["conv1", "bn1"], ["conv2", "bn2"]]]``. :meth:`calibrated` finds them in an unmarked
     network; give them where that can't be traced (a transformer's feed-forward layers, say). Without them
     they are looked for in the model at hand. ``reference``: what the unmarked network's channels do at the
-    chains' ends, sealed; a suspect's are read in their order (:mod:`gradmark.channel_names`).
+    chains' ends, sealed; a suspect's are read in their order (:mod:`gradmark.channel_names`). ``inputs``: a
+    digest of where they do so; with other data channels are taken to have kept their places.
     """
 
     bits: int = 128
     chains: tuple[Chain, ...] = ()
     reference: str = ""
+    inputs: str = ""
 
     name: ClassVar[str] = "path-weights"
     needs: ClassVar[Access] = "white"
@@ -90,7 +92,7 @@ class PathWeights:
 
     def parameters(self) -> dict[str, Any]:
         chains = [[list(link) for link in chain] for chain in self.chains]
-        known = {"reference": self.reference} if self.reference else {}
+        known = {n: v for n, v in (("reference", self.reference), ("inputs", self.inputs)) if v}
         return {"bits": self.bits, "chains": chains, **known}
 
     def calibrated(self, key: OwnerKey, spec: ModelSpec, unmarked: BlackBox, pool: Batch) -> PathWeights:
@@ -103,11 +105,15 @@ class PathWeights:
             raise MismatchError(
                 "The layers' order is unknown", expected="a PyTorch module", found=unmarked.name
             )
-        plain = replace(self, chains=self.chains or layer_chains(module, pool[0]), reference="")
+        chains = self.chains or layer_chains(module, pool[0])
+        plain = replace(self, chains=chains, reference="", inputs="")
         context = plain._context(spec)
         with undisturbed(module):
             data = pack(profiles(key, module, plain.chains, pool[0], context))
-        return replace(plain, reference=seal_bytes(key, data, context)) if data else plain
+        if not data:
+            return plain
+        told = told_by(key, pool[0], context)
+        return replace(plain, reference=seal_bytes(key, data, context), inputs=told)
 
     def _context(self, spec: ModelSpec) -> bytes:
         return canonical_json({"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()})
@@ -116,7 +122,7 @@ class PathWeights:
         """Derive the bits; the vectors follow when the layers' sizes are known. Raises UsageError."""
         if self.bits < 1:
             raise UsageError("A mark needs at least one bit", found=f"bits={self.bits}")
-        context = replace(self, reference="")._context(spec)
+        context = replace(self, reference="", inputs="")._context(spec)
         # As everywhere: what was measured with the other secrets can't know the bits.
         bits = torch.from_numpy(key.uniform_bits("bits", self.bits, context=self._context(spec))).float()
         ends = unseal_bytes(key, self.reference, context) if self.reference else b""
@@ -161,7 +167,8 @@ class PathWeights:
             on = slopes(module, chains, x, suspect.name)
             if mark.profiles:
                 seen = profiles(mark.key, module, chains, pool[0], mark.context)
-                if recognised(mark.profiles, seen):  # else channels are taken to have kept their places
+                same = told_by(mark.key, pool[0], mark.context) == self.inputs
+                if same if self.inputs else recognised(mark.profiles, seen):
                     ends = zip(mark.profiles[::2], seen[::2], mark.profiles[1::2], seen[1::2], strict=True)
                     layers = [aligned(chain, *end) for chain, end in zip(layers, ends, strict=True)]
         values = _products(mark, layers, on, self.most)

@@ -73,20 +73,20 @@ class _Header:
     """Goes over a file's header and takes nothing of it but lengths."""
 
     def __init__(self, file: BinaryIO, size: int) -> None:
-        self.file, self.size, self.order = file, size, "<"
+        self.file, self.size = file, size
 
     def counts(self) -> tuple[int, int]:
         """How many tensors and fields there are."""
         start = self.file.read(_START.size)
-        if _START.unpack(start)[1] >= 1 << 16:  # of a big-endian machine
-            self.order = ">"
-        magic, version, tensors, fields = struct.unpack(self.order + _START.format[1:], start)
+        magic, version, tensors, fields = _START.unpack(start)
+        if magic == b"GGUF" and version >= 1 << 16:  # whose numbers the package would take for others
+            raise ValueError("a file of a big-endian machine")
         if magic != b"GGUF" or version not in (2, 3) or max(tensors, fields) * _LEAST > self.size:
             raise ValueError(f"version {version}, {tensors} tensors and {fields} fields in {self.size} bytes")
         return int(tensors), int(fields)
 
     def number(self, kind: str) -> int:
-        (found,) = struct.unpack(self.order + kind, self.file.read(struct.calcsize(kind)))
+        (found,) = struct.unpack("<" + kind, self.file.read(struct.calcsize(kind)))
         return int(found)
 
     def skip(self, length: int) -> None:

@@ -137,7 +137,7 @@ class HttpSuspect:
                 try:
                     self._prepared = self.api.prepared(self.url, lambda url: self._transport.send("GET", url))
                 except BadAnswer as cause:
-                    raise self._refused(cause) from cause
+                    raise self._refused(cause) from None
             return self._prepared
 
     def _reserve(self, b: int) -> None:
@@ -155,10 +155,13 @@ class HttpSuspect:
         try:
             out = self._speaking().rows(answer, b)
         except BadAnswer as cause:
-            raise self._refused(cause) from cause
+            raise self._refused(cause) from None
         scores = check_scores(out, b, self._n_classes, self.name, EndpointError)
         self._n_classes = scores.shape[1]
         return scores
 
     def _refused(self, cause: BadAnswer) -> EndpointError:
-        return EndpointError(f"{self.name} {cause.what}", expected=cause.expected, found=cause.found)
+        what, expected, found = (
+            self._transport.public(self.url, text) for text in (cause.what, cause.expected, cause.found)
+        )
+        return EndpointError(f"{self.name} {what}", expected=expected, found=found)

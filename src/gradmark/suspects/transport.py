@@ -6,26 +6,26 @@ Connection failures, timeouts, 429, 500, 502, 503 and 504 are retried with growi
 
 from __future__ import annotations
 
-import base64
+import queue
 import threading
 import time
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any
-from urllib.parse import parse_qsl, unquote, urlsplit, urlunsplit
+from urllib.parse import urlsplit, urlunsplit
 
 from gradmark.errors import EndpointError, UsageError
 from gradmark.suspects.checks import brief
+from gradmark.suspects.discretion import discreet
 
 _RETRIED = {429, 500, 502, 503, 504}
 _LONGEST_PAUSE = 60.0
 _LARGEST_ANSWER = 64 * 2**20
 _PATIENCE = 10  # timeouts that a whole answer may take
-_QUOTED = 4000  # bytes of a refusal that are looked at
-_SECRET = 4  # characters; anything shorter is found everywhere
-_OPEN = {"application/json", "application/octet-stream", "Bearer", "Basic", "Token"}
+_QUOTED = 200  # characters of a refusal
 _FIXES = {
     401: "Give the endpoint's credentials as a header",
     403: "Check the endpoint's credentials",
@@ -115,48 +115,95 @@ class Transport:
 
         self._wait()
         try:
-            with self._client.stream(method, url, content=body, headers=headers) as response:
-                content = self._whole(response)
+            status, answered, content = self._in_time(method, url, body, headers)
         except httpx2.LocalProtocolError:  # whose text may quote a header, which may be a secret
             raise EndpointError(
                 f"{self.name} can't be asked", found="a header or address HTTP forbids"
             ) from None
         except (httpx2.UnsupportedProtocol, httpx2.InvalidURL) as cause:
-            raise EndpointError(
-                f"{self.name} can't be asked", found=self._public(url, brief(cause))
-            ) from None
+            raise EndpointError(f"{self.name} can't be asked", found=self.public(url, brief(cause))) from None
         except httpx2.TransportError as cause:
-            raise _Passing(self._public(url, brief(cause))) from cause
-        except httpx2.HTTPError as cause:  # an answer whose encoding is broken, too many redirects
+            raise _Passing(self.public(url, brief(cause))) from cause
+        except (httpx2.HTTPError, zlib.error) as cause:  # its encoding is broken, too many redirects
             raise EndpointError(f"{self.name} gave a broken answer", found=brief(cause)) from cause
-        status = response.status_code
-        text = self._public(url, content[:_QUOTED].decode("utf-8", "replace"))[:200].strip()
-        if status in _RETRIED:
-            raise _Passing(f"status {status}: {text}", _retry_after(response.headers.get("retry-after")))
-        if not 200 <= status < 300:
+        if status in _RETRIED or not 200 <= status < 300:
+            text = self.public(url, content.decode("utf-8", "replace"))[:_QUOTED].strip()
             found = f"status {status}: {text}"
+            if status in _RETRIED:
+                raise _Passing(found, _retry_after(answered.get("retry-after")))
             raise EndpointError(
                 f"{self.name} refused", expected="status 200", found=found, fix=_FIXES.get(status, "")
             )
-        return Answer(content, {key.lower(): value for key, value in response.headers.items()})
+        return Answer(content, answered)
+
+    def _in_time(
+        self, method: str, url: str, body: bytes, headers: Mapping[str, str]
+    ) -> tuple[int, dict[str, str], bytes]:
+        """Status, headers and body, if all of them come in time.
+
+        Asked in a thread of its own, since a server may drip for ever without being silent for long; one
+        that doesn't come back is left behind.
+        """
+        found: queue.Queue[Any] = queue.Queue()
+
+        def ask() -> None:
+            try:
+                with self._client.stream(method, url, content=body, headers=headers) as response:
+                    answered = {key.lower(): value for key, value in response.headers.items()}
+                    found.put((response.status_code, answered, self._whole(response)))
+            except BaseException as error:
+                found.put(error)
+
+        threading.Thread(target=ask, daemon=True).start()
+        try:
+            told = found.get(timeout=self._longest)
+        except queue.Empty:
+            raise _Passing(f"an answer that takes longer than {self._longest:g} s") from None
+        if isinstance(told, BaseException):
+            raise told
+        status, answered, content = told
+        return status, answered, content
 
     def _whole(self, response: Any) -> bytes:
         """The body, if it ends in time and isn't without measure."""
         chunks, size, until = [], 0, time.monotonic() + self._longest
-        for chunk in response.iter_bytes():
+        for chunk in response.iter_raw():
             chunks.append(chunk)
             size += len(chunk)
             if size > _LARGEST_ANSWER:
-                raise EndpointError(f"{self.name} answers without end", expected="64 MiB at most")
+                raise self._endless()
             if time.monotonic() > until:
                 raise _Passing(f"an answer that takes longer than {self._longest:g} s")
-        return b"".join(chunks)
+        encoding = response.headers.get("content-encoding", "identity").strip().lower()
+        if encoding in ("", "identity"):
+            return b"".join(chunks)
+        if encoding not in ("gzip", "x-gzip", "deflate"):
+            raise EndpointError(
+                f"{self.name} gave a broken answer", expected="gzip or deflate, as was asked for",
+                found=f"the encoding {encoding[:40]}",
+            )  # fmt: skip
+        return self._unpacked(b"".join(chunks), raw=encoding == "deflate")
 
-    def _public(self, url: str, text: str) -> str:
+    def _unpacked(self, packed: bytes, *, raw: bool) -> bytes:
+        """``raw``: what calls itself deflate comes with the format's own header or without."""
+        try:
+            reader = zlib.decompressobj(32 + zlib.MAX_WBITS)
+            content = reader.decompress(packed, _LARGEST_ANSWER)
+        except zlib.error:
+            if not raw:
+                raise
+            reader = zlib.decompressobj(-zlib.MAX_WBITS)
+            content = reader.decompress(packed, _LARGEST_ANSWER)
+        if reader.unconsumed_tail:
+            raise self._endless()
+        return content
+
+    def _endless(self) -> EndpointError:
+        return EndpointError(f"{self.name} answers without end", expected="64 MiB at most")
+
+    def public(self, url: str, text: str) -> str:
         """``text``, which others wrote and may quote what they were sent, without anything secret."""
-        for secret in sorted(_secrets(url, self._headers), key=len, reverse=True):
-            text = text.replace(secret, "***")
-        return text
+        return discreet(text, url, self._headers)
 
     def _wait(self) -> None:
         """Until this request's turn has come."""
@@ -185,18 +232,8 @@ def _client(timeout: float, headers: Mapping[str, str] | None) -> Any:
         raise UsageError(
             "Asking an endpoint needs httpx2 and tenacity, which aren't installed", fix=fix
         ) from cause
-    return httpx2.Client(timeout=timeout, headers={"content-type": "application/json", **(headers or {})})
-
-
-def _secrets(url: str, headers: Mapping[str, str]) -> set[str]:
-    """What an answer mustn't bring back into an error: headers' values, user, password and query."""
-    parts = urlsplit(url)
-    said = [*headers.values(), parts.username or "", parts.password or "", parts.query]
-    said += [value for _, value in parse_qsl(parts.query)]
-    if parts.username or parts.password:
-        said.append(base64.b64encode(f"{parts.username or ''}:{parts.password or ''}".encode()).decode())
-    pieces = {piece for value in said for piece in (value.strip(), unquote(value.strip()), *value.split())}
-    return {piece for piece in pieces if len(piece) >= _SECRET and piece not in _OPEN}
+    given = {"content-type": "application/json", "accept-encoding": "gzip, deflate", **(headers or {})}
+    return httpx2.Client(timeout=timeout, headers=given)
 
 
 def shown(url: str) -> str:

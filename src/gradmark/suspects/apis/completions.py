@@ -133,9 +133,10 @@ class Completions:
         try:
             rows: list[list[float]] = read(answer.body, len(part))
         except BadAnswer as cause:
-            raise EndpointError(
-                f"{self.name} {cause.what}", expected=cause.expected, found=cause.found
-            ) from cause
+            what, expected, found_ = (
+                self._transport.public(self.url, text) for text in (cause.what, cause.expected, cause.found)
+            )
+            raise EndpointError(f"{self.name} {what}", expected=expected, found=found_) from None
         if self._journal is not None:
             for prompt, row in zip(part, rows, strict=True):
                 self._journal.add([self._key(prompt, kind)], torch.tensor([row], dtype=torch.float64))
