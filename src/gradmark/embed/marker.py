@@ -119,9 +119,9 @@ class Marker:
         the whole batch, with their graph, which spare some parts a pass (:mod:`gradmark.embed.shared`).
 
         Zero on the steps between two penalties, and where the scheme rides on some inputs only and the
-        batch holds none. Training mode, batch-norm statistics and the global random state stay. Raises, on the
-        first call, PreflightError if no right gradient can be had, MismatchError where inputs aren't on the
-        spec's scale; ModelError where answers are not finite.
+        batch holds none. Mode, batch-norm statistics and the global random state stay. Raises, on the first
+        call, PreflightError if no right gradient can be had, MismatchError where inputs aren't on the spec's
+        scale; ModelError where answers are not finite.
         """
         device = batch[0].device
         step, self._steps = self._steps, self._steps + 1
