@@ -28,6 +28,7 @@ from gradmark.commands.job import EmbedJob, fitting
 from gradmark.endpoint import serve
 from gradmark.ensemble import Ensemble
 from gradmark.errors import OutputPathError, UsageError
+from gradmark.files import private_folder
 from gradmark.keys import OwnerKey
 from gradmark.suspects import HttpSuspect, ModuleSuspect, load_weights
 
@@ -282,6 +283,31 @@ def test_answers_that_somebody_planted_beside_the_mark_are_not_believed(
     assert answered[0] == verdict["queries"]
     assert verdict["reused"] == 0
     planted.unlink()
+
+
+def test_only_a_place_of_ones_own_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert private_folder() == tmp_path / "state" / "gradmark"
+    (tmp_path / "state" / "gradmark").chmod(0o777)
+    assert private_folder() is None, "others could write there"
+    monkeypatch.setenv("XDG_STATE_HOME", "state")
+    assert private_folder() == tmp_path / "home" / ".local" / "state" / "gradmark", "a relative path is none"
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    assert private_folder() is None
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "gradmark").symlink_to(tmp_path / "state" / "gradmark")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "linked"))
+    assert private_folder() is None, "a link may lead anywhere"
+
+
+def test_where_there_is_no_such_place_nothing_is_promised(
+    signed: Path, impatient: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", "/dev/null")
+    with endpoint(model_of(signed), [500]) as (url, _):
+        refused(result := ask(signed, suspect=url), "kept failing")
+    assert "asks nothing twice" not in result.err
 
 
 def test_a_journal_of_ones_own_is_kept(signed: Path, tmp_path: Path) -> None:
