@@ -10,6 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from conformance import KEY, SPECS, inputs, network, scheme_for
 from gradmark import catalog
@@ -138,3 +139,40 @@ def test_a_resumed_run_whose_bits_are_others_is_refused() -> None:
     Marker(whole, KEY, SPECS["grey"]).load_state_dict(state)
     del state["whose"]
     Marker(whole, KEY, SPECS["grey"]).load_state_dict(state)  # of a version that didn't say
+
+
+class Checkpointed(nn.Module):
+    """A convolution with its batch norm that runs again in the backward pass, or not."""
+
+    def __init__(self, checkpointed: bool) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.body = nn.Sequential(nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten())
+        self.head, self.checkpointed = nn.Linear(288, 10), checkpointed
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden: Any = checkpoint(self.body, x, use_reentrant=False) if self.checkpointed else self.body(x)
+        scores: Tensor = self.head(hidden)
+        return scores
+
+
+@pytest.mark.parametrize("soften", [0.0, 0.3])
+def test_checkpointed_batch_norms_carry_the_default_as_others_do(soften: float) -> None:
+    """Triggers and softened carriers pass norms that look at natural inputs alone, in the second pass too."""
+    found = []
+    for checkpointed in (False, True):
+        model = Checkpointed(checkpointed).train()
+        marker = Marker(
+            catalog.scheme("ensemble"),
+            KEY,
+            SPECS["grey"],
+            every=1,
+            soften=soften,
+            method="central-difference",
+        )
+        (F.cross_entropy(model(X), Y) + marker.penalty(model, (X, Y))).backward()
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
+        found.append(torch.cat([g.flatten() for g in grads]))
+        handles = [len(m._forward_hooks) for m in model.modules()]
+        assert not any(handles), "nothing is left behind"
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-5)

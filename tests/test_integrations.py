@@ -328,12 +328,14 @@ def test_manual_optimisation_is_told_what_to_do(tmp_path: Path) -> None:
         run.fit(module, torch.utils.data.DataLoader(PARTS, batch_size=None))
 
 
-def test_adapters_get_the_gradient_of_the_weights_they_stand_for() -> None:
-    """dL/dB = scale dL/dW A^T, and the penalty's value is the plain network's."""
+@pytest.mark.parametrize("seed", [0, 24, 27])
+def test_adapters_get_the_gradient_of_the_weights_they_stand_for(seed: int) -> None:
+    """dL/dB = scale dL/dW A^T, and the penalty's value is the plain network's; B begins at zero."""
     from peft import LoraConfig, get_peft_model
 
     whole = network("vector")
     base = copy.deepcopy(whole)
+    torch.manual_seed(seed)
     model = get_peft_model(base, LoraConfig(r=4, lora_alpha=8, target_modules=["0", "2"]))
     values = []
     for net in (whole, model):

@@ -14,7 +14,7 @@ from gradmark.embed.balance import Balance, check_strength, norms
 from gradmark.embed.discreet import Discreet, discreetly
 from gradmark.embed.evidence import Evidence
 from gradmark.embed.heads import NewHead, answered
-from gradmark.embed.modes import penalty_mode
+from gradmark.embed.modes import lasting, penalty_mode
 from gradmark.embed.preflight import check_method_name, choose_method
 from gradmark.embed.ranks import Ranks
 from gradmark.embed.rehearsal import Rehearsal
@@ -227,7 +227,7 @@ class Marker:
         if not self.rehearsal or not (thief := self.rehearsal.step(model, own, self._begun())):
             return torch.zeros((), device=own[0].device)
         everything = list(range(len(self.parts)))
-        with penalty_mode(thief.model, self.method):
+        with penalty_mode(thief.model, self.method), lasting():
             return thief.carried(self._pull(thief.model, own, everything, self.rehearsal.evidence), model)
 
     def _begun(self) -> bool:

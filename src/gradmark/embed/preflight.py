@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from gradmark.embed.modes import penalty_mode
+from gradmark.embed.modes import lasting, penalty_mode
 from gradmark.embed.ranks import Ranks
 from gradmark.embed.wrappers import bare, needs_whole_backward, reshard, sharded, trainable, weight_gradients
 from gradmark.errors import PreflightError, UsageError
@@ -44,6 +44,7 @@ SHARE = 0.5
 _STEPS = (1e-8, 1e-9, 1e-10)  # relative to the norm of the weights
 """At the first, a unit switches in one network of some hundreds; rounding at the last adds 1e-5."""
 _STEPS_IN_PLACE = (2e-4,)
+_LEAST = 1e-2  # root mean square of a direction, by tensor
 _DIRECTIONS = 3
 _ROOM = 0.5  # of their range, by which augmented inputs may lie outside of it; normalised ones lie further
 _TWICE = "reentrant checkpointing under DDP reduces a weight twice in a step with a penalty"
@@ -155,12 +156,13 @@ def _judged(
     devices = [device_of(model)] if device_of(model).type == "cuda" else []
     with torch.random.fork_rng(devices=devices), penalty_mode(model, method):
         try:
-            value = reading()
-            whole = needs_whole_backward(model, value)
-            if whole and not sharded(model) and Ranks.here().size > 1:
-                return Check(method, False, float("nan"), _TWICE), None
-            with _forwards() as again:
-                gradient = weight_gradients(value, weights, whole=whole)
+            with lasting():
+                value = reading()
+                whole = needs_whole_backward(model, value)
+                if whole and not sharded(model) and Ranks.here().size > 1:
+                    return Check(method, False, float("nan"), _TWICE), None
+                with _forwards() as again:
+                    gradient = weight_gradients(value, weights, whole=whole)
         except Exception as cause:  # a stranger's forward or backward may raise anything
             return Check(method, False, float("nan"), brief(cause)), None
         if again and sharded(model) and any(isinstance(m, _MOODS) for m in model.modules()):
@@ -204,8 +206,9 @@ def _beside(model: nn.Module, found: Check, known: list[Tensor], reading: Callab
     weights = trainable(model)
     with torch.random.fork_rng(devices=[]), penalty_mode(model, found.method):
         try:
-            value = reading()
-            gradient = weight_gradients(value, weights, whole=needs_whole_backward(model, value))
+            with lasting():
+                value = reading()
+                gradient = weight_gradients(value, weights, whole=needs_whole_backward(model, value))
         except Exception as cause:  # as above; in the user's own precision other kernels run
             return replace(found, ok=False, reason=brief(cause))
     apart = [k if g is None else k - g.double() for g, k in zip(gradient, known, strict=True)]
@@ -225,12 +228,15 @@ def _compare(
     length: float,
     reshard: Callable[[], None],
 ) -> float:
-    """Relative error along one random direction scaled like the weights, tensor by tensor."""
+    """Relative error along one random direction scaled like the weights, tensor by tensor.
+
+    Weights that begin at zero, as an adapter's, are moved all the same: else rounding would be all there is.
+    """
     generator = torch.Generator().manual_seed(seed)
     local = [_local(w.detach()).data for w in weights]  # data: the caller's pending backward must not notice
     step = [
         torch.randn(w.shape, generator=generator, dtype=w.dtype).to(w.device)
-        * (w.norm().clamp_min(1e-3) / max(1, w.numel()) ** 0.5)
+        * (w.norm() / max(1, w.numel()) ** 0.5).clamp_min(_LEAST)
         for w in local
     ]
     before, values = [w.clone() for w in local], []

@@ -57,7 +57,10 @@ def unlikeness(
             "Softened carriers are for models of class scores",
             found=f"a view of {type(model.model).__name__}", fix="Leave `soften` out",
         )  # fmt: skip
-    with penalty_mode(model, method):
+
+    def loss() -> Tensor:
         own, soft = scores_of_both(model, x, softened(x, generator))
-        loss = F.cross_entropy(soft, own.detach().softmax(1))
-        return at_once(iter([loss]), model)[0] if now else loss
+        return F.cross_entropy(soft, own.detach().softmax(1))
+
+    with penalty_mode(model, method):
+        return at_once((make() for make in (loss,)), model)[0] if now else loss()

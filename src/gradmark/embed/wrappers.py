@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -168,6 +169,29 @@ class Given(torch.autograd.Function):
         return (None, *known, *(None for _ in known))
 
 
+_LASTING: ContextVar[ExitStack | None] = ContextVar("lasting", default=None)
+
+
+@contextmanager
+def lasting() -> Iterator[None]:
+    """A block in which a loss is made and its gradient taken.
+
+    What a forward pass was given for its length stays until the end of the block, since what is checkpointed
+    runs again in the backward pass.
+    """
+    with ExitStack() as stack:
+        token = _LASTING.set(stack)
+        try:
+            yield
+        finally:
+            _LASTING.reset(token)
+
+
+def block() -> ExitStack | None:
+    """What the :func:`lasting` block around leaves behind it, if there is one."""
+    return _LASTING.get()
+
+
 def at_once(losses: Iterable[Tensor], model: nn.Module) -> tuple[Tensor, float]:
     """The sum of ``losses`` with its gradients taken already, and their norm.
 
@@ -177,11 +201,15 @@ def at_once(losses: Iterable[Tensor], model: nn.Module) -> tuple[Tensor, float]:
     weights = trainable(model)
     total = torch.zeros(())
     gradients: list[Tensor | None] = [None for _ in weights]
-    for loss in losses:
-        total = total.to(loss) + loss.detach()
-        if not loss.requires_grad:
-            continue
-        more = weight_gradients(loss, weights, whole=needs_whole_backward(model, loss))
+    coming = iter(losses)
+    while True:
+        with lasting():
+            if (loss := next(coming, None)) is None:
+                break
+            total = total.to(loss) + loss.detach()
+            if not loss.requires_grad:
+                continue
+            more = weight_gradients(loss, weights, whole=needs_whole_backward(model, loss))
         del loss
         for i, known in enumerate(gradients):
             gradients[i], more[i] = _plus(known, more[i]), None
