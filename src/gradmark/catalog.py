@@ -188,10 +188,9 @@ def _sane(kind: type[Any], given: dict[str, Any]) -> dict[str, Any]:
 def _ensemble(name: str, given: dict[str, Any]) -> Ensemble:
     """``parts`` as in a mark file; without them the names' defaults, where ``ensemble`` stands for the
     flagship's parts. Other parameters are the first part's, or, as ``PART.OPTION``, that part's."""
-    rows, joint = given.pop("parts", None), True
-    if rows is not None:  # as a mark file has it
+    joint: object = True
+    if (rows := given.pop("parts", None)) is not None:  # as a mark file has it
         joint = given.pop("joint", False)
-        given |= {} if isinstance(joint, bool) else {"joint": joint}
     else:
         said = [n.strip() for n in name.split(",")]
         names = [part for n in said for part in (FLAGSHIP_PARTS if n == Ensemble.name else (n,))]
@@ -201,7 +200,12 @@ def _ensemble(name: str, given: dict[str, Any]) -> Ensemble:
             own[_known(part, own, "part of the mark") if part else names[0]][inner] = value
         rows = [{"scheme": n, "parameters": own[n]} for n in names]
         given = {}
-    if given or not isinstance(rows, list | tuple) or not all(_is_part(row) for row in rows):
+    if (
+        given
+        or not isinstance(joint, bool)
+        or not isinstance(rows, list | tuple)
+        or not all(_is_part(row) for row in rows)
+    ):
         raise MarkFileError(
             "The parts of the ensemble make no sense",
             expected="a list of {scheme, parameters}, and whether their bits are joint",

@@ -53,7 +53,7 @@ def profiles(
     """What goes into each chain and what comes out of it, in turn; None where that has names: the model's
     inputs, its scores. ``pool`` (b, *shape): natural inputs, of which the key takes 32; a forward pass
     of them, in the model's own mode."""
-    given = fed(model, _chosen(key, pool, context))
+    given = fed(model, chosen(key, pool, context))
     kept: dict[int, Tensor] = {}
     with ExitStack() as stack, torch.no_grad():
         for i, chain in enumerate(chains):
@@ -108,10 +108,10 @@ def unpack(data: bytes, ends: int) -> list[Profile | None]:
     return found
 
 
-def told_by(key: OwnerKey, pool: Tensor, context: bytes) -> str:
-    """A digest of the inputs that channels are profiled at: equal where the data are the same."""
-    chosen = _chosen(key, pool, context).detach().cpu().float().contiguous()
-    return sha256(chosen.numpy().tobytes()).removeprefix("sha256:")[:_DIGEST]
+def told_by(some: Tensor) -> str:
+    """A digest of the :func:`chosen` inputs that channels are profiled at: equal where data are the same."""
+    numbers = some.detach().cpu().float().contiguous().numpy()
+    return sha256(numbers.tobytes()).removeprefix("sha256:")[:_DIGEST]
 
 
 def recognised(known: Sequence[Profile | None], seen: Sequence[Profile | None]) -> bool:
@@ -182,7 +182,7 @@ def _last(model: nn.Module, link: tuple[str, ...]) -> nn.Module:
     return next(modules[name] for name in reversed(link) if name in modules)
 
 
-def _chosen(key: OwnerKey, pool: Tensor, context: bytes) -> Tensor:
+def chosen(key: OwnerKey, pool: Tensor, context: bytes) -> Tensor:
     """The inputs that come first by a keyed digest: their order in the pool doesn't matter."""
     secret = key.derive("profiled inputs", 32, context=context)
     rows = pool.detach().cpu().reshape(len(pool), -1).contiguous().view(torch.uint8)

@@ -9,11 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gradmark.errors import UsageError
-from gradmark.keys import OwnerKey
+from gradmark.keys import OwnerKey, check_amount
 from gradmark.protocols import ModelSpec
 
 _COARSE = {"image": 4, "signal": 32}  # independent values along each axis, at most
-_MOST = 1 << 28
 PATTERNS = ("smooth", "two-tone")
 _LOUDNESS = 0.1  # of a signal, relative to half its range: that of natural sound
 
@@ -51,11 +50,7 @@ def secret_inputs(
     ``pattern``: ``two-tone`` leaves the noise's sign, at twice that size: every pixel is at one bound or
     the other, further from what blur and weak contrast make of natural inputs.
     """
-    if n * math.prod(spec.input_shape) > _MOST:
-        raise UsageError(
-            "The mark's secret inputs are larger than any memory should hold",
-            expected=f"{_MOST:,} numbers at most", found=f"{n:,} inputs of {spec.input_shape}",
-        )  # fmt: skip
+    check_amount(n * math.prod(spec.input_shape))
     if pattern not in PATTERNS:
         raise UsageError("No such pattern of secret inputs", expected=" or ".join(PATTERNS), found=pattern)
     if spec.domain == "tokens":

@@ -145,11 +145,7 @@ class OwnerKey:
             drawn *= 2
 
     def __words(self, purpose: str, n: int, context: bytes) -> NDArray[np.uint64]:
-        if n > _MOST:  # as a hostile mark file may ask for
-            raise UsageError(
-                "The mark's secrets are larger than any memory should hold",
-                expected=f"{_MOST:,} numbers at most", found=f"{n:,}", fix="Take fewer bits",
-            )  # fmt: skip
+        check_amount(n)
         raw = self.derive(purpose, 8 * n, context=context)
         return np.frombuffer(raw, dtype="<u8").astype(np.uint64)
 
@@ -210,6 +206,15 @@ class OwnerKey:
         raise TypeError("An OwnerKey is never pickled or copied; save it to a key file instead.")
 
     __reduce__ = __reduce_ex__ = __getstate__ = __copy__ = __deepcopy__ = _refuse
+
+
+def check_amount(n: int) -> None:
+    """UsageError where ``n`` numbers of a mark's secrets are too many, as a hostile mark file may ask for."""
+    if n > _MOST:
+        raise UsageError(
+            "The mark's secrets are larger than any memory should hold",
+            expected=f"{_MOST:,} numbers at most", found=f"{n:,}", fix="Take fewer bits",
+        )  # fmt: skip
 
 
 def _exists(path: str | os.PathLike[str]) -> KeyFileError:

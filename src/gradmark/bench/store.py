@@ -151,11 +151,11 @@ def calibrated(entry: Entry, task: str, seed: int, key: OwnerKey, folder: Path) 
         scheme, data = entry.scheme(task), experiment.data()
         kept = folder / f"{Wanted(task, 'marked', seed, entry).name}.mark.json"
         owners = key.key_id == owner_key(seed).key_id
-        if owners and not kept.exists():
-            _refuse_lost(scheme, kept)
         if owners and kept.exists():
             scheme = catalog.scheme(entry.name, json.loads(kept.read_text()))
         elif hasattr(scheme, "calibrated"):
+            if owners:
+                _refuse_lost(kept)
             control = obtain(Wanted(task, "control", seed), folder)
             seen = ModuleSuspect(viewed(experiment.task, control))
             scheme = scheme.calibrated(key, data.spec, seen, experiment.carriers())
@@ -165,10 +165,10 @@ def calibrated(entry: Entry, task: str, seed: int, key: OwnerKey, folder: Path) 
     return _CALIBRATED[known]
 
 
-def _refuse_lost(scheme: Scheme, kept: Path) -> None:
+def _refuse_lost(kept: Path) -> None:
     """ResumeError where a network is there and the mark file with its bits isn't."""
     name = kept.name.removesuffix(".mark.json")
-    if hasattr(scheme, "calibrated") and kept.with_name(f"{name}.safetensors").exists():
+    if kept.with_name(f"{name}.safetensors").exists():
         raise ResumeError(
             f"The mark of {name} is lost", expected=kept.name, found="no such file beside the network",
             fix="Put it back, or remove the network",

@@ -39,11 +39,9 @@ def whose(verdict: Verdict) -> str:
         return "OURS; whether it was modified couldn't be told."
     if verdict.modified:
         return "OURS, MODIFIED since it was sealed."
-    return (
-        f"OURS, WEIGHTS UNTOUCHED since it was sealed. {PROGRAM}"
-        if verdict.own_program
-        else ("OURS, UNTOUCHED since it was sealed.")
-    )
+    if verdict.own_program:
+        return f"OURS, WEIGHTS UNTOUCHED since it was sealed. {PROGRAM}"
+    return "OURS, UNTOUCHED since it was sealed."
 
 
 def from_journal(verdict: Verdict) -> str:

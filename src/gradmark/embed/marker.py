@@ -14,7 +14,7 @@ from gradmark.embed.balance import Balance, check_strength, norms
 from gradmark.embed.discreet import Discreet, discreetly
 from gradmark.embed.evidence import Evidence
 from gradmark.embed.heads import NewHead, answered
-from gradmark.embed.modes import lasting, penalty_mode
+from gradmark.embed.modes import penalty_mode
 from gradmark.embed.preflight import check_method_name, choose_method
 from gradmark.embed.ranks import Ranks
 from gradmark.embed.rehearsal import Rehearsal
@@ -22,7 +22,7 @@ from gradmark.embed.shared import from_scores, rides, shared
 from gradmark.embed.soft_labels import KeyedLabels
 from gradmark.embed.soften import check_soften, unlikeness
 from gradmark.embed.status import MarkStatus
-from gradmark.embed.wrappers import at_once, bare, sharded
+from gradmark.embed.wrappers import at_once, bare, lasting, sharded
 from gradmark.errors import ModelError, UsageError
 from gradmark.keys import OwnerKey
 from gradmark.protocols import Batch, ModelSpec, Scheme, TestName

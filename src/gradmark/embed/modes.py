@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 
-from gradmark.embed.wrappers import block, lasting, plain_kernels
+from gradmark.embed.wrappers import block, plain_kernels
 from gradmark.errors import ModelError
 from gradmark.scores import wide
 from gradmark.suspects.checks import unwrap
 
 
-def copied(buffer: Tensor | None) -> Tensor | None:
+def _copied(buffer: Tensor | None) -> Tensor | None:
     """Of a norm that may have none."""
     return None if buffer is None else buffer.detach().clone()
 
@@ -41,7 +41,7 @@ def penalty_mode(model: nn.Module, method: str = "central-difference") -> Iterat
             norm.momentum = 0.0
             # Stand-ins: SyncBatchNorm insists on a count; nothing times infinity would stay behind as NaN.
             for name in ("num_batches_tracked", "running_mean", "running_var"):
-                setattr(norm, name, copied(getattr(norm, name)))
+                setattr(norm, name, _copied(getattr(norm, name)))
         with plain_kernels(model, exact=method == "exact"):
             yield
     finally:
@@ -112,6 +112,3 @@ def _size(h: Tensor) -> float:
 
 def _same(h: Tensor, known: tuple[torch.Size, float]) -> bool:
     return h.shape == known[0] and math.isclose(_size(h), known[1], rel_tol=1e-5)
-
-
-__all__ = ["lasting", "penalty_mode", "scores_beside", "scores_of_both"]

@@ -21,9 +21,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import register_module_forward_pre_hook
 
-from gradmark.embed.modes import lasting, penalty_mode
+from gradmark.embed.modes import penalty_mode
 from gradmark.embed.ranks import Ranks
-from gradmark.embed.wrappers import bare, needs_whole_backward, reshard, sharded, trainable, weight_gradients
+from gradmark.embed.wrappers import (
+    bare,
+    lasting,
+    needs_whole_backward,
+    reshard,
+    sharded,
+    trainable,
+    weight_gradients,
+)
 from gradmark.errors import PreflightError, UsageError
 from gradmark.protocols import Batch, Choosy, Mark, Scheme
 from gradmark.scores import check_range

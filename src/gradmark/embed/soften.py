@@ -6,6 +6,8 @@ network that learnt the first answers the second worse (``docs/decisions/0012-so
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -58,9 +60,9 @@ def unlikeness(
             found=f"a view of {type(model.model).__name__}", fix="Leave `soften` out",
         )  # fmt: skip
 
-    def loss() -> Tensor:
+    def losses() -> Iterator[Tensor]:
         own, soft = scores_of_both(model, x, softened(x, generator))
-        return F.cross_entropy(soft, own.detach().softmax(1))
+        yield F.cross_entropy(soft, own.detach().softmax(1))
 
     with penalty_mode(model, method):
-        return at_once((make() for make in (loss,)), model)[0] if now else loss()
+        return at_once(losses(), model)[0] if now else next(losses())

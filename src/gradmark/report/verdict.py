@@ -178,10 +178,10 @@ def modification(verdict: Verdict) -> tuple[Section, ...]:
         )
     elif verdict.modified:
         text = f"Yes. {_MODIFIED[True][1]} How strongly it differs, and where, gradmark check tells."
+    elif verdict.own_program:
+        text = f"Not its weights. {PROGRAM}"
     else:
         text = f"No. {_MODIFIED[False][1]}"
-        if verdict.own_program:
-            text = f"Not its weights. {PROGRAM}"
     return (Section("Was it modified?", (text,)),)
 
 

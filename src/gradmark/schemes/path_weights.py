@@ -25,7 +25,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from gradmark.channel_names import Profile, aligned, pack, profiles, recognised, told_by, unpack
+from gradmark.channel_names import Profile, aligned, chosen, pack, profiles, recognised, told_by, unpack
 from gradmark.codec import canonical_json
 from gradmark.errors import MismatchError, ModelError, UsageError
 from gradmark.keys import OwnerKey
@@ -108,12 +108,12 @@ class PathWeights:
         chains = self.chains or layer_chains(module, pool[0])
         plain = replace(self, chains=chains, reference="", inputs="")
         context = plain._context(spec)
+        some = chosen(key, pool[0], context)
         with undisturbed(module):
-            data = pack(profiles(key, module, plain.chains, pool[0], context))
+            data = pack(profiles(key, module, plain.chains, some, context))
         if not data:
             return plain
-        told = told_by(key, pool[0], context)
-        return replace(plain, reference=seal_bytes(key, data, context), inputs=told)
+        return replace(plain, reference=seal_bytes(key, data, context), inputs=told_by(some))
 
     def _context(self, spec: ModelSpec) -> bytes:
         return canonical_json({"scheme": self.name, "parameters": self.parameters(), "spec": spec.to_json()})
@@ -165,10 +165,10 @@ class PathWeights:
         layers = [steps(found, chain, suspect.name) for chain in chains]
         with torch.no_grad(), undisturbed(module):
             on = slopes(module, chains, x, suspect.name)
-            if mark.profiles:
-                seen = profiles(mark.key, module, chains, pool[0], mark.context)
-                same = told_by(mark.key, pool[0], mark.context) == self.inputs
-                if same if self.inputs else recognised(mark.profiles, seen):
+            some = chosen(mark.key, pool[0], mark.context) if mark.profiles else None
+            if some is not None and self.inputs in ("", told_by(some)):
+                seen = profiles(mark.key, module, chains, some, mark.context)
+                if self.inputs or recognised(mark.profiles, seen):
                     ends = zip(mark.profiles[::2], seen[::2], mark.profiles[1::2], seen[1::2], strict=True)
                     layers = [aligned(chain, *end) for chain, end in zip(layers, ends, strict=True)]
         values = _products(mark, layers, on, self.most)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from gradmark.errors import EndpointError, UsageError
-from gradmark.suspects.apis import Api, BadAnswer
+from gradmark.suspects.apis import Api, BadAnswer, refusal
 from gradmark.suspects.apis.plain import PlainJson
 from gradmark.suspects.checks import check_inputs, check_scores
 from gradmark.suspects.journal import Journal
@@ -137,7 +137,7 @@ class HttpSuspect:
                 try:
                     self._prepared = self.api.prepared(self.url, lambda url: self._transport.send("GET", url))
                 except BadAnswer as cause:
-                    raise self._refused(cause) from None
+                    raise refusal(cause, self._transport, self.url) from None
             return self._prepared
 
     def _reserve(self, b: int) -> None:
@@ -155,13 +155,7 @@ class HttpSuspect:
         try:
             out = self._speaking().rows(answer, b)
         except BadAnswer as cause:
-            raise self._refused(cause) from None
+            raise refusal(cause, self._transport, self.url) from None
         scores = check_scores(out, b, self._n_classes, self.name, EndpointError)
         self._n_classes = scores.shape[1]
         return scores
-
-    def _refused(self, cause: BadAnswer) -> EndpointError:
-        what, expected, found = (
-            self._transport.public(self.url, text) for text in (cause.what, cause.expected, cause.found)
-        )
-        return EndpointError(f"{self.name} {what}", expected=expected, found=found)

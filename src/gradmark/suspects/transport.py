@@ -25,7 +25,7 @@ _RETRIED = {429, 500, 502, 503, 504}
 _LONGEST_PAUSE = 60.0
 _LARGEST_ANSWER = 64 * 2**20
 _PATIENCE = 10  # timeouts that a whole answer may take
-_QUOTED = 200  # characters of a refusal
+_READ, _QUOTED = 4000, 200  # bytes of a refusal that are looked at, and characters that are told
 _FIXES = {
     401: "Give the endpoint's credentials as a header",
     403: "Check the endpoint's credentials",
@@ -127,7 +127,7 @@ class Transport:
         except (httpx2.HTTPError, zlib.error) as cause:  # its encoding is broken, too many redirects
             raise EndpointError(f"{self.name} gave a broken answer", found=brief(cause)) from cause
         if status in _RETRIED or not 200 <= status < 300:
-            text = self.public(url, content.decode("utf-8", "replace"))[:_QUOTED].strip()
+            text = self.public(url, content[:_READ].decode("utf-8", "replace"))[:_QUOTED].strip()
             found = f"status {status}: {text}"
             if status in _RETRIED:
                 raise _Passing(found, _retry_after(answered.get("retry-after")))

@@ -84,7 +84,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
 
 def fit(module: nn.Module, tensors: dict[str, Tensor], name: str) -> None:
     """Load ``tensors`` into ``module`` if every one fits; raises as ``load_weights`` does."""
-    odd = [f"{k}, {_sort(v)}" for k, v in tensors.items() if _sort(v)]
+    odd = [f"{k}, {sort}" for k, v in tensors.items() if (sort := _sort(v))]
     if odd:
         raise ModelFileError(
             f"{name} holds tensors of a sort that weights aren't", expected="plain tensors of real numbers",
@@ -130,8 +130,7 @@ def _sort(value: Tensor) -> str:
         return "nested" if value.is_nested else str(value.layout).removeprefix("torch.")
     if value.is_meta:
         return "without numbers"
-    known = value.dtype in _REAL
-    return "" if known else str(value.dtype).removeprefix("torch.")
+    return "" if value.dtype in _REAL else str(value.dtype).removeprefix("torch.")
 
 
 def check_header(path: Path) -> None:

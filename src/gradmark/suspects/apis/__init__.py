@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from gradmark.errors import UsageError
-from gradmark.suspects.transport import Answer
+from gradmark.errors import EndpointError, UsageError
+from gradmark.suspects.transport import Answer, Transport
 
 Get = Callable[[str], Answer]
 
@@ -53,6 +53,12 @@ class BadAnswer(Exception):
     def __init__(self, what: str, expected: str = "", found: str = "") -> None:
         super().__init__(what)
         self.what, self.expected, self.found = what, expected, found
+
+
+def refusal(cause: BadAnswer, transport: Transport, url: str) -> EndpointError:
+    """What a user is told of a bad answer to what ``transport`` sent to ``url``: nothing that is secret."""
+    what, expected, found = (transport.public(url, t) for t in (cause.what, cause.expected, cause.found))
+    return EndpointError(f"{transport.name} {what}", expected=expected, found=found)
 
 
 def find_api(name: str) -> Api:

@@ -13,6 +13,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from gradmark.codec import canonical_json
 from gradmark.errors import EndpointError, UsageError
-from gradmark.suspects.apis import BadAnswer, Get
+from gradmark.suspects.apis import BadAnswer, Get, refusal
 from gradmark.suspects.apis.plain import parsed
 from gradmark.suspects.checks import check_scores
 from gradmark.suspects.journal import Journal
@@ -133,10 +134,7 @@ class Completions:
         try:
             rows: list[list[float]] = read(answer.body, len(part))
         except BadAnswer as cause:
-            what, expected, found_ = (
-                self._transport.public(self.url, text) for text in (cause.what, cause.expected, cause.found)
-            )
-            raise EndpointError(f"{self.name} {what}", expected=expected, found=found_) from None
+            raise refusal(cause, self._transport, self.url) from None
         if self._journal is not None:
             for prompt, row in zip(part, rows, strict=True):
                 self._journal.add([self._key(prompt, kind)], torch.tensor([row], dtype=torch.float64))
@@ -230,7 +228,7 @@ def _choices(body: bytes, b: int) -> list[Any]:
     places = [choice.get("index", 0) for choice in choices]
     if not all(isinstance(place, int) for place in places):
         raise BadAnswer("gave no completions", "choices with numbers", str(places)[:80])
-    return sorted(choices, key=lambda choice: choice.get("index", 0))
+    return [choice for _, choice in sorted(zip(places, choices, strict=True), key=itemgetter(0))]
 
 
 def _chats(url: str) -> bool:
